@@ -1,0 +1,49 @@
+# Every target sets up what it needs by itself: see tests/setup.py. CHV_CACHE names a directory that may be shared by
+# several checkouts (Python packages, the test guest); what belongs to this checkout alone is in .cache/ here.
+
+PYTHON ?= python3
+export CHV_CACHE ?= $(CURDIR)/.cache
+SETUP = $(PYTHON) tests/setup.py
+PY = .cache/venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types bench proto guest clean python
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: python ## boot the hello job: on a real Nomad agent when there is one, else on the embedded host
+	@$(SETUP) venv qemu guest
+	@$(PY) tests/run_demo.py
+
+test: python ## all tests that can run here (CHV_TEST_REQUIRE=qemu,go,nomad makes a missing one a failure)
+	@$(SETUP) --lenient venv qemu go guest
+	@$(PY) -m pytest --junitxml=.cache/junit.xml $(ARGS)
+
+lint: python types ## formatting, lint rules, types, and who imports whom
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@.cache/venv/bin/lint-imports --no-cache --no-logo
+
+types: python ## mypy --strict
+	@$(SETUP) venv
+	@$(PY) -m mypy
+
+bench: python ## ratios against a baseline measured in the same run
+	@$(SETUP) venv qemu guest
+	@$(PY) tests/bench/run.py $(ARGS)
+
+proto: python ## make driver/_pb from proto/
+	@$(SETUP) venv
+	@$(PY) proto/generate.py
+
+guest: python ## build the test guest
+	@$(SETUP) qemu guest
+
+clean: ## remove what the other targets made in this checkout
+	rm -rf .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find driver vmlib tests -name __pycache__ -prune -exec rm -rf {} +
+
+python:
+	@command -v $(PYTHON) >/dev/null || { apt-get update -qq && apt-get install -y -qq python3 python3-venv; }
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

@@ -1,0 +1,194 @@
+#!/bin/busybox sh
+# The test guest's pid 1: says what it sees, then obeys the words of its kernel command line, in their order.
+# The words are explained in README.md. Every line it prints is something that a test may wait for.
+
+export PATH=/bin
+/bin/busybox mkdir -p /proc /sys /dev /seed /www
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+exec </dev/console >/dev/console 2>&1
+/bin/busybox --install -s /bin
+
+while read -r module; do
+    insmod "/modules/$module" 2>/dev/null || echo "module $module: not loaded"
+done </modules/order
+
+say_memory() {
+    while read -r key value _; do
+        [ "$key" = MemTotal: ] && echo "memory $((value / 1024)) MiB"
+    done </proc/meminfo
+}
+
+# Prints the device of the disk with the volume label cidata, in either case.
+find_seed() {
+    for disk in /dev/vd*; do
+        [ -b "$disk" ] || continue
+        label=$(dd if="$disk" bs=8 skip=4101 count=4 2>/dev/null | tr -d ' \0')
+        case "$label" in cidata | CIDATA) echo "$disk" && return ;; esac
+    done
+}
+
+read_seed() {
+    mount -t iso9660 -o ro "$1" /seed || return
+    value='"\{0,1\}: *"\{0,1\}\([^",} ]*\).*'
+    echo "seed instance-id $(sed -n "s/.*instance-id$value/\1/p" /seed/meta-data)"
+    name=$(sed -n "s/.*local-hostname$value/\1/p" /seed/meta-data)
+    [ -n "$name" ] && hostname "$name"
+    for file in /seed/*; do
+        sum=$(sha256sum "$file")
+        echo "seed file ${file#/seed/} ${sum%% *}"
+    done
+    words="$words $(sed -n 's/^#words //p' /seed/user-data)"
+}
+
+has_word() {
+    case " $words " in *" $1 "*) return 0 ;; esac
+    return 1
+}
+
+# Writes to the virtio-serial port that the guest channel uses. The write waits until the host listens.
+tell_host() {
+    for port in /sys/class/virtio-ports/*; do
+        [ "$(cat "$port/name" 2>/dev/null)" = org.chv.agent.0 ] || continue
+        timeout 10 sh -c 'echo "$1" >"$2"' tell "$1" "/dev/${port##*/}" && return
+    done
+    echo "channel: not there, \"$1\" was not told"
+}
+
+off() {
+    sync
+    poweroff -f
+    sleep 60
+}
+
+watch_button() {
+    for event in /sys/class/input/event*; do
+        [ "$(cat "$event/device/name" 2>/dev/null)" = "Power Button" ] || continue
+        # Opened here: a press after "ready" is kept for the reader, however late it starts.
+        exec 3<"/dev/input/${event##*/}"
+        (
+            head -c 24 <&3 >/dev/null
+            echo "power button"
+            sleep "$1"
+            off
+        ) &
+        exec 3<&-
+        return
+    done
+    echo "power button: not there"
+}
+
+# Memory is lost at a reboot and there may be no disk, but the clock keeps its alarm time: 03:33:33 says "once is done".
+reboot_once() {
+    if grep -q '^alrm_time.*03:33:33' /proc/driver/rtc; then
+        echo "rebooted"
+        return
+    fi
+    # An alarm may lie up to one day ahead.
+    now=$(date +%s)
+    alarm=$((now - now % 86400 + 12813))
+    [ "$alarm" -gt "$now" ] || alarm=$((alarm + 86400))
+    if ! echo "$alarm" >/sys/class/rtc/rtc0/wakealarm; then
+        echo "not rebooting: the clock takes no mark"
+        return
+    fi
+    echo "rebooting"
+    reboot -f
+    sleep 60
+}
+
+tick() {
+    n=0
+    while :; do
+        n=$((n + 1))
+        echo "tick $n"
+        usleep 200000
+    done
+}
+
+echo_lines() {
+    stty -echo
+    while read -r line; do
+        echo "echo: $line"
+    done
+}
+
+# Numbered lines of 100 bytes, $1 bytes of them or (0) without end.
+flood() {
+    awk -v bytes="$1" 'BEGIN {
+        for (i = 0; i < 85; i++) tail = tail "."
+        for (n = 1; bytes == 0 || n * 100 <= bytes; n++) printf "flood %07d %s\n", n, tail
+    }'
+    echo "flood end $1"
+}
+
+serve() {
+    echo "hello from $(hostname)" >/www/index.html
+    httpd -p "$1" -h /www && echo "http on port $1"
+}
+
+obey() {
+    case "$1" in
+    sleep=*) sleep "${1#*=}" ;;
+    say=*) echo "say ${1#*=}" ;;
+    http=*) serve "${1#*=}" ;;
+    tick) tick & ;;
+    # An asynchronous command has /dev/null as its input unless told otherwise.
+    echo) echo_lines </dev/console & ;;
+    flood) flood 0 ;;
+    flood=*) flood "${1#*=}" ;;
+    oom)
+        tail /dev/zero >/dev/null
+        echo "oom: the eater ended with $?"
+        ;;
+    reboot-once) reboot_once ;;
+    panic)
+        echo "panicking"
+        echo 1 >/proc/sys/kernel/sysrq
+        echo c >/proc/sysrq-trigger
+        ;;
+    exit-only=*) tell_host "exit ${1#*=}" ;;
+    exit=*)
+        tell_host "exit ${1#*=}"
+        echo "exit ${1#*=}"
+        off
+        ;;
+    poweroff) off ;;
+    esac
+}
+
+hostname chv-guest
+words=$(cat /proc/cmdline)
+echo "chv test guest: up"
+echo "kernel $(uname -r)"
+echo "vcpus $(nproc)"
+say_memory
+seed=$(find_seed)
+[ -n "$seed" ] && read_seed "$seed"
+for disk in /sys/block/vd*; do
+    [ -e "$disk" ] && echo "disk ${disk##*/} $(($(cat "$disk/size") * 512)) $(cat "$disk/serial")"
+done
+ip link set lo up
+for nic in /sys/class/net/eth*; do
+    [ -e "$nic" ] && udhcpc -q -n -f -t 5 -T 1 -A 1 -i "${nic##*/}" -s /bin/on-lease >/dev/null 2>&1
+    [ -e "$nic" ] && echo "address ${nic##*/} $(ip -4 -o address show dev "${nic##*/}" | sed -n 's/.* inet \([0-9.]*\).*/\1/p')"
+done
+
+delay=0
+for word in $words; do
+    case "$word" in slow-stop=*) delay=${word#*=} ;; esac
+done
+if has_word ignore-acpi; then
+    echo "ignoring the power button"
+else
+    watch_button "$delay"
+fi
+echo "chv test guest: ready"
+
+for word in $words; do
+    obey "$word"
+done
+while :; do
+    sleep 3600
+done

