@@ -1,0 +1,40 @@
+"""Forwards in the real QEMU's own words."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from vmlib.net.user import attach_user, explain_forward_failure
+from vmlib.spec import NicSpec, PortForward
+
+pytestmark = pytest.mark.needs("qemu")
+
+
+@pytest.fixture(params=["127.0.0.1", ""])
+def taken(request: pytest.FixtureRequest) -> Iterator[PortForward]:
+    with socket.socket() as listener:
+        listener.bind((request.param, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        yield PortForward(label="http", host_ip=request.param, host_port=port, guest_port=80)
+
+
+def test_a_port_that_is_taken_is_explained_from_what_qemu_says(taken: PortForward) -> None:
+    nic = NicSpec(network="nat", mode="user", mac="52:54:00:12:34:56", forwards=(taken,))
+    rules = [f"{f.protocol}:{f.host_ip}:{f.host_port}-:{f.guest_port}" for f in attach_user(nic, 0).forwards]
+    netdev = ",".join(["user,id=net0", *(f"hostfwd={rule}" for rule in rules)])
+    qemu = subprocess.run(
+        ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "none", "-S", "-netdev", netdev],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert qemu.returncode == 1
+    told = explain_forward_failure(qemu.stderr, nic)
+    assert told is not None
+    assert told.startswith("port 'http': tcp port ")
+    assert f"{taken.host_port} of the host is not to be had" in told

@@ -1,0 +1,108 @@
+"""The files of the seed disk, compared whole."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmlib.disk.seed import MAX_FILE_BYTES, load_user_data, seed_files
+from vmlib.errors import SpecError
+from vmlib.spec import FileRef, NicSpec, SeedSpec
+
+KEYS = ("ssh-ed25519 AAAA one@example", "ssh-ed25519 BBBB two@example")
+
+
+def test_a_bare_seed_has_metadata_and_an_empty_user_data() -> None:
+    assert seed_files(SeedSpec(instance_id="i-1", hostname="web-1")) == {
+        "meta-data": b'{\n "instance-id": "i-1",\n "local-hostname": "web-1"\n}\n',
+        "user-data": b"",
+    }
+
+
+def test_keys_are_metadata_so_that_user_data_cannot_replace_them() -> None:
+    files = seed_files(SeedSpec(instance_id="i-1", hostname="h", ssh_authorized_keys=KEYS, user_data=b"#!/bin/sh\n"))
+    assert json.loads(files["meta-data"])["public-keys"] == list(KEYS)
+    assert files["user-data"] == b"#!/bin/sh\n"
+    assert "vendor-data" not in files
+
+
+def test_generated_network_config_matches_by_quoted_lower_case_mac() -> None:
+    nics = [
+        NicSpec(network="a", mode="user", mac="52:54:00:AB:CD:EF"),
+        NicSpec(network="b", mode="user", mac="52:54:00:12:34:56"),
+    ]
+    files = seed_files(SeedSpec(instance_id="i", hostname="h"), nics)
+    assert files["network-config"].decode() == (
+        '{\n "version": 2,\n "ethernets": {\n'
+        '  "net0": {\n   "match": {\n    "macaddress": "52:54:00:ab:cd:ef"\n   },\n'
+        '   "set-name": "net0",\n   "dhcp4": true\n  },\n'
+        '  "net1": {\n   "match": {\n    "macaddress": "52:54:00:12:34:56"\n   },\n'
+        '   "set-name": "net1",\n   "dhcp4": true\n  }\n }\n}\n'
+    )
+
+
+@pytest.mark.parametrize("given_config", [b"version: 1\nconfig: []\n", b"", b"\xff\x00 anything"])
+def test_a_given_network_config_is_kept_byte_for_byte(given_config: bytes) -> None:
+    nics = [NicSpec(network="a", mode="user", mac="52:54:00:12:34:56")]
+    files = seed_files(SeedSpec(instance_id="i", hostname="h", network_config=given_config), nics)
+    assert files["network-config"] == given_config
+
+
+@given(data=st.binary(max_size=2000))
+def test_user_data_is_kept_byte_for_byte(data: bytes) -> None:
+    assert seed_files(SeedSpec(instance_id="i", hostname="h", user_data=data))["user-data"] == data
+
+
+@given(comment=st.text())
+def test_metadata_is_json_without_what_yaml_takes_for_a_line_break(comment: str) -> None:
+    text = seed_files(SeedSpec(instance_id="i", hostname="h", ssh_authorized_keys=(comment,)))["meta-data"].decode()
+    assert json.loads(text)["public-keys"] == [comment]
+    assert not re.search("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", text)
+    assert not re.search(r"\\ud[89a-f]", text)
+
+
+def test_environment_file_is_sorted_and_quoted() -> None:
+    environment = {"B": "it's $5 `now`", "A": 'say "hi" \\', "EMPTY": "", "no-name": "x", "x\nrm -rf": "y"}
+    assert seed_files(SeedSpec(instance_id="i", hostname="h", environment=environment))["nomad.env"].decode() == (
+        'A="say \\"hi\\" \\\\"\n'
+        'B="it\'s \\$5 \\`now\\`"\n'
+        'EMPTY=""\n'
+        '# not a name that sh can hold: "no-name"\n'
+        '# not a name that sh can hold: "x\\nrm -rf"\n'
+    )
+
+
+def test_a_nul_in_the_environment_is_refused_without_showing_the_value() -> None:
+    with pytest.raises(SpecError, match=r"env: 'TOKEN' holds a NUL byte") as caught:
+        seed_files(SeedSpec(instance_id="i", hostname="h", environment={"TOKEN": "se\0cret"}))
+    assert "cret" not in str(caught.value)
+
+
+TOO_MUCH = MAX_FILE_BYTES + 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "key"),
+    [
+        (SeedSpec(instance_id="i", hostname="h", user_data=b"x" * TOO_MUCH), "user_data: 1048577 bytes"),
+        (SeedSpec(instance_id="i", hostname="h", network_config=b"x" * TOO_MUCH), "network_config: 1048577 bytes"),
+        (SeedSpec(instance_id="i", hostname="h", ssh_authorized_keys=("x" * TOO_MUCH,)), "ssh_authorized_keys: "),
+        (SeedSpec(instance_id="i", hostname="h", environment={"A": "x" * TOO_MUCH}), "env: "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_above_the_cap_is_refused_by_its_key(spec: SeedSpec, key: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        seed_files(spec)
+    assert str(caught.value).startswith(key)
+
+
+def test_user_data_of_exactly_the_cap_is_read_and_one_byte_more_is_not(tmp_path: Path) -> None:
+    (tmp_path / "fits").write_bytes(b"x" * MAX_FILE_BYTES)
+    (tmp_path / "large").write_bytes(b"x" * TOO_MUCH)
+    assert len(load_user_data(FileRef(root=tmp_path, relative="fits"))) == MAX_FILE_BYTES
+    with pytest.raises(SpecError, match=r"user_data = '.*/large': 1048577 bytes, expected at most 1048576"):
+        load_user_data(FileRef(root=tmp_path, relative="large"))

@@ -1,0 +1,102 @@
+"""User-mode links: what is forwarded, what is refused, and how a port that is taken is told."""
+
+import pytest
+
+from vmlib.errors import SpecError
+from vmlib.net.user import attach_user, explain_forward_failure
+from vmlib.resources import Forward, UserNic
+from vmlib.spec import NicSpec, PortForward
+
+MAC = "52:54:00:12:34:56"
+
+
+def forward(label: str = "http", host_ip: str = "", host_port: int = 8080, guest_port: int = 80) -> PortForward:
+    return PortForward(label=label, host_ip=host_ip, host_port=host_port, guest_port=guest_port)
+
+
+def nic(*forwards: PortForward, mac: str = MAC) -> NicSpec:
+    return NicSpec(network="nat", mode="user", mac=mac, forwards=forwards)
+
+
+def test_every_port_is_forwarded_for_tcp_and_udp() -> None:
+    wanted = nic(forward(host_ip="127.0.0.1"), forward("dns", host_port=5353, guest_port=53), mac="52:54:00:AB:cd:ef")
+    assert attach_user(wanted, 1) == UserNic(
+        name="net1",
+        mac="52:54:00:ab:cd:ef",
+        forwards=(
+            Forward(protocol="tcp", host_ip="127.0.0.1", host_port=8080, guest_port=80),
+            Forward(protocol="udp", host_ip="127.0.0.1", host_port=8080, guest_port=80),
+            Forward(protocol="tcp", host_ip="", host_port=5353, guest_port=53),
+            Forward(protocol="udp", host_ip="", host_port=5353, guest_port=53),
+        ),
+    )
+
+
+def test_one_host_port_on_two_addresses_and_one_guest_port_twice_are_fine() -> None:
+    both = nic(forward("a", "10.0.0.1"), forward("b", "10.0.0.2"))
+    assert len(attach_user(both, 0).forwards) == 4
+
+
+@pytest.mark.parametrize(
+    ("wanted", "complaint"),
+    [
+        (nic(forward(guest_port=0)), "port 'http': guest port 0, expected 1 to 65535"),
+        (nic(forward(guest_port=65536)), "port 'http': guest port 65536, expected 1 to 65535"),
+        (nic(forward(host_port=0)), "port 'http': host port 0, expected 1 to 65535"),
+        (nic(forward(host_port=-1)), "port 'http': host port -1, expected 1 to 65535"),
+        (
+            nic(forward(host_ip="::1")),
+            "port 'http': host address '::1', expected an IPv4 address: user-mode links forward no other",
+        ),
+        (
+            nic(forward(host_ip="1,restrict=off")),
+            "port 'http': host address '1,restrict=off', expected an IPv4 address: user-mode links forward no other",
+        ),
+        (
+            nic(forward("a", "10.0.0.1"), forward("b", "10.0.0.1", guest_port=81)),
+            "port 'b': host port 10.0.0.1:8080 is taken by port 'a' of this task",
+        ),
+        (
+            nic(forward("a"), forward("b", "10.0.0.1")),
+            "port 'b': host port 10.0.0.1:8080 is taken by port 'a' of this task",
+        ),
+        (nic(forward("a", "10.0.0.1"), forward("b")), "port 'b': host port 8080 is taken by port 'a' of this task"),
+        (nic(mac="52:54:00:12:34"), "mac = '52:54:00:12:34': expected a unicast address like 52:54:00:12:34:56"),
+        (nic(mac="53:54:00:12:34:56"), "mac = '53:54:00:12:34:56': expected a unicast address like 52:54:00:12:34:56"),
+    ],
+)
+def test_what_can_never_be_forwarded_is_refused(wanted: NicSpec, complaint: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        attach_user(wanted, 0)
+    assert str(caught.value) == complaint
+
+
+def test_a_port_that_is_taken_is_told_by_its_label() -> None:
+    stderr = (
+        "qemu-system-x86_64: -netdev user,id=n0,hostfwd=tcp::8080-:80:"
+        " Could not set up host forwarding rule 'tcp::8080-:80'\n"
+    )
+    assert explain_forward_failure(stderr, nic(forward())) == (
+        "port 'http': tcp port 8080 of the host is not to be had:"
+        " another process listens on it, or the address is not this host's"
+    )
+
+
+def test_the_right_one_of_several_ports_is_told() -> None:
+    several = nic(forward("a", "10.0.0.1"), forward("b", "10.0.0.2"), forward("c", "10.0.0.2", 8081))
+    told = explain_forward_failure("Could not set up host forwarding rule 'udp:10.0.0.2:8080-:80'", several)
+    assert told is not None
+    assert told.startswith("port 'b': udp port 10.0.0.2:8080 of the host")
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "",
+        "qemu-system-x86_64: no such machine",
+        "Could not set up host forwarding rule 'tcp::9999-:80'",  # of another interface
+        "Could not set up host forwarding rule 'tcp::99999999999999999999-:80'",
+    ],
+)
+def test_other_words_are_not_explained(stderr: str) -> None:
+    assert explain_forward_failure(stderr, nic(forward())) is None

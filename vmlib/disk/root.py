@@ -1,0 +1,154 @@
+"""The root disk of a machine, made from an image once and kept over the machine's restarts: an overlay or a copy.
+
+Nothing we make names another file in its header. The VMM is given the image below an overlay as a block node of its
+own, so a header that a guest has got hold of leads nowhere, not even when a tool of ours opens the file as root.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from vmlib.disk.copy import clone_or_copy, made_beside, told
+from vmlib.disk.image import ImageInfo, check_image, in_words, whole_sectors
+from vmlib.errors import SpecError
+from vmlib.files import open_ref, write_atomic
+from vmlib.process import run_tool
+from vmlib.resources import DiskAttachment, OpenFile
+from vmlib.spec import RootDisk
+
+_TOOL_TIMEOUT_S = 60.0  # creating and growing touch metadata only
+
+
+def prepare_root(root: RootDisk, into: Path, *, max_virtual_bytes: int, qemu_img: str = "qemu-img") -> DiskAttachment:
+    """Make the root disk in the directory `into`, or open the one that an earlier start of the same machine made there.
+
+    The caller owns the descriptors, and sees to it that nobody else is at work on this machine: no other call and no
+    VMM of an earlier start. Raises SpecError, NoCapacityError when the host's disk is full, HostError.
+    """
+    with told(f"disk directory {into}"):
+        into.mkdir(mode=0o700, exist_ok=True)
+    if root.mode == "copy":
+        return _prepare_copy(root, into / f"root-copy.{root.format}", max_virtual_bytes, qemu_img)
+    return _prepare_overlay(root, into / "root-overlay.qcow2", max_virtual_bytes, qemu_img)
+
+
+def wanted_size_bytes(info: ImageInfo, root_size_bytes: int | None, *, max_virtual_bytes: int) -> int:
+    """The size that the guest shall see. Raises SpecError when the job asks for less than the image has."""
+    if root_size_bytes is None:
+        return info.virtual_size_bytes
+    if root_size_bytes < info.virtual_size_bytes:
+        raise SpecError(
+            f"root_size = {in_words(root_size_bytes)}: smaller than the image, which has"
+            f" {in_words(info.virtual_size_bytes)}; a disk grows and never shrinks"
+        )
+    size = whole_sectors(root_size_bytes)
+    if size > max_virtual_bytes:
+        raise SpecError(f"root_size = {in_words(size)}: expected at most {in_words(max_virtual_bytes)}")
+    return size
+
+
+def _prepare_overlay(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_img: str) -> DiskAttachment:
+    image_fd = open_ref(root.image, key="image")
+    try:
+        info = check_image(
+            image_fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
+        )
+        size = wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
+        with told(f"root disk {path}"):
+            if path.exists():
+                _expect_same_image(root, path, image_fd)
+            else:
+                # The note first: an overlay without it could not be told from one over another image.
+                write_atomic(_note_of(path), json.dumps(_identity(image_fd)).encode())
+                with made_beside(path) as (_, beside):
+                    run_tool(
+                        [qemu_img, "create", "-q", "-f", "qcow2", str(beside), str(size)], timeout_s=_TOOL_TIMEOUT_S
+                    )
+            fd = _open_grown(path, "qcow2", size, max_virtual_bytes, qemu_img)
+    except BaseException:
+        os.close(image_fd)
+        raise
+    return DiskAttachment(
+        name="root",
+        file=OpenFile(fd=fd, path=path),
+        format="qcow2",
+        backing=OpenFile(fd=image_fd, path=root.image.root / root.image.relative),
+        backing_format=root.format,
+    )
+
+
+def _prepare_copy(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_img: str) -> DiskAttachment:
+    # A copy that is there already stands for itself: its image may have changed or gone since.
+    if not path.exists():
+        _copy(root, path, max_virtual_bytes, qemu_img)
+    with told(f"root disk {path}"):
+        fd = _open_grown(path, root.format, root.size_bytes or 0, max_virtual_bytes, qemu_img)
+    return DiskAttachment(name="root", file=OpenFile(fd=fd, path=path), format=root.format)
+
+
+def _copy(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_img: str) -> None:
+    image_fd = open_ref(root.image, key="image")
+    try:
+        # Before the copy, because that may take long, and of the copy, because the image may change meanwhile.
+        info = check_image(
+            image_fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
+        )
+        wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
+        with told(f"root disk {path}"), made_beside(path) as (fd, beside):
+            clone_or_copy(image_fd, fd)
+            info = check_image(
+                fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
+            )
+            size = wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
+            if root.format == "raw":
+                os.ftruncate(fd, size)
+            elif size > info.virtual_size_bytes:
+                _grow_qcow2(beside, size, qemu_img)
+    finally:
+        os.close(image_fd)
+
+
+def _open_grown(path: Path, format_: str, size: int, max_virtual_bytes: int, qemu_img: str) -> int:
+    """Open a disk of ours for writing, after it was made at least `size` bytes large."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if format_ == "raw":
+            # No look at the content: it is the guest's, and it is never opened as anything but raw.
+            if os.fstat(fd).st_size < size:
+                os.ftruncate(fd, whole_sectors(size))
+        else:
+            # A VMM has had this file open for writing, so its header is checked again before a tool reads it.
+            info = check_image(fd, declared="qcow2", key="root disk", path=path, max_virtual_bytes=max_virtual_bytes)
+            if info.virtual_size_bytes < size:
+                _grow_qcow2(path, whole_sectors(size), qemu_img)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _grow_qcow2(path: Path, size: int, qemu_img: str) -> None:
+    run_tool([qemu_img, "resize", "-q", "-f", "qcow2", str(path), str(size)], timeout_s=_TOOL_TIMEOUT_S)
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_suffix(".image.json")
+
+
+def _identity(image_fd: int) -> dict[str, int]:
+    """What changes with the content of a file. No device number: it may differ after a reboot of the host."""
+    status = os.fstat(image_fd)
+    return {"inode": status.st_ino, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _expect_same_image(root: RootDisk, path: Path, image_fd: int) -> None:
+    try:
+        noted = json.loads(_note_of(path).read_bytes())
+    except (FileNotFoundError, ValueError):
+        noted = None
+    if noted != _identity(image_fd):
+        raise SpecError(
+            f"image = {str(root.image)!r}: changed since this machine's root disk was made over it,"
+            " expected the same file",
+            hint='an image that changes while the machine exists needs root_mode = "copy"',
+        )

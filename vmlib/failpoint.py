@@ -1,0 +1,38 @@
+"""Places where a test makes this process die, to prove that somebody else can clean up.
+
+`CHV_FAILPOINT=NAME:MARKER` kills the process with SIGKILL at the place NAME if the file MARKER can be removed, so that
+the process that takes over lives. Without the variable a place costs one comparison.
+"""
+
+import os
+import signal
+
+# Every place there is, so that a test can enumerate them. `child.*` stand right behind the start of a child.
+PLACES = (
+    "child.keeper",
+    "child.adopt",
+    "child.tool",
+    "start.journal",
+    "start.run_dir",
+    "start.files",
+    "start.cgroups",
+    "start.spawned",
+    "start.verified",
+    "start.booted",
+    "start.recorded",
+    "start.committed",
+)
+
+_wanted, _, _marker = os.environ.get("CHV_FAILPOINT", "").partition(":")
+
+
+def hit(place: str) -> None:
+    """Die here if a test asked for it."""
+    if place != _wanted:
+        return
+    assert place in PLACES, place
+    try:
+        os.unlink(_marker)
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,85 @@
+"""Files that survive a crash, and files that a job names: opened beneath a directory, used by descriptor."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmlib.errors import SpecError
+from vmlib.spec import FileRef
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_beneath(root: Path, relative: str, flags: int = os.O_RDONLY) -> int:
+    """Open `relative` beneath `root`; the caller owns the descriptor.
+
+    Links are followed as long as they stay beneath `root`. Raises OSError; EXDEV means that the path leaves `root`.
+    """
+    dir_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+        fd = _libc.syscall(_SYS_OPENAT2, dir_fd, os.fsencode(relative), ctypes.byref(how), ctypes.sizeof(how))
+        if fd < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(root / relative))
+        return int(fd)
+    finally:
+        os.close(dir_fd)
+
+
+def open_ref(ref: FileRef, *, key: str) -> int:
+    """Open the regular file that the job named with `key`, read-only; the caller owns the descriptor."""
+    try:
+        # O_NONBLOCK: opening a FIFO that a job put there must not hang us.
+        fd = open_beneath(ref.root, ref.relative, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as exc:
+        if exc.errno == errno.EXDEV:
+            raise SpecError(f"{key} = {str(ref)!r}: leads out of {ref.root}, expected a file beneath it") from exc
+        reason = (exc.strerror or str(exc)).lower()
+        raise SpecError(f"{key} = {str(ref)!r}: {reason}, expected a readable file") from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SpecError(f"{key} = {str(ref)!r}: not a regular file")
+    return fd
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write beside the target, sync, rename over it: a reader sees the old or the new content, after a crash too."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(fd)
+        os.rename(beside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, blocking: bool = True) -> Iterator[int]:
+    """Hold an exclusive flock on `path` (made when missing). Raises BlockingIOError when not `blocking` and taken."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""Links of a machine: what the guest's interfaces are plugged into."""

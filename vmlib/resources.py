@@ -1,0 +1,76 @@
+"""What now exists on the host for a machine. Made in preflight, read by the pure planners. Imports nothing of ours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFile:
+    """An open file that the VMM shall inherit. `path` is for messages only: the file is used by descriptor."""
+
+    fd: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootFiles:
+    """Kernel and initrd, staged so that nobody but us can change them any more."""
+
+    kernel: OpenFile
+    initrd: OpenFile | None
+    cmdline: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskAttachment:
+    """One guest block device. `backing` is the read-only image below an overlay."""
+
+    name: str  # "root", "seed": also the name of its block node
+    file: OpenFile
+    format: Literal["raw", "qcow2"]
+    readonly: bool = False
+    serial: str = ""
+    backing: OpenFile | None = None
+    backing_format: Literal["raw", "qcow2"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """One forwarded port of a user-mode link."""
+
+    protocol: Literal["tcp", "udp"]
+    host_ip: str
+    host_port: int
+    guest_port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserNic:
+    """A user-mode link: the VMM itself is the router."""
+
+    name: str  # "net0"
+    mac: str
+    forwards: tuple[Forward, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Whom the VMM runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """All that preflight made. Descriptors belong to the caller, who closes its copies once the VMM runs."""
+
+    run_dir: Path
+    credentials: Credentials
+    boot: BootFiles | None = None
+    disks: tuple[DiskAttachment, ...] = ()
+    nics: tuple[UserNic, ...] = ()
+    cgroups: tuple[Path, ...] = ()  # one group of the VMM in each hierarchy
+    keeper_cgroups: tuple[Path, ...] = ()

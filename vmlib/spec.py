@@ -1,0 +1,97 @@
+"""What was asked for: the words in which a caller describes a machine. Imports nothing of ours."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+DiskFormat = Literal["raw", "qcow2"]
+RootMode = Literal["overlay", "copy"]
+OnReboot = Literal["restart", "exit"]
+OnPanic = Literal["exit", "restart"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRef:
+    """A file that a job named: `relative` is opened beneath `root`, and no link may lead out of it."""
+
+    root: Path
+    relative: str
+
+    def __str__(self) -> str:
+        return str(self.root / self.relative)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectBoot:
+    """Boot a Linux kernel without firmware."""
+
+    kernel: FileRef
+    initrd: FileRef | None = None
+    cmdline: str = "console=ttyS0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootDisk:
+    """The first disk of the guest."""
+
+    image: FileRef
+    format: DiskFormat
+    mode: RootMode = "overlay"
+    size_bytes: int | None = None  # grow to this; None keeps the image's own size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedSpec:
+    """Content of the NoCloud seed disk."""
+
+    instance_id: str
+    hostname: str
+    ssh_authorized_keys: tuple[str, ...] = ()
+    user_data: bytes | None = None  # byte for byte as the user gave it
+    network_config: bytes | None = None
+    environment: dict[str, str] = field(default_factory=dict)  # nomad.env on the seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortForward:
+    """A host port that reaches a guest port, TCP and UDP."""
+
+    label: str
+    host_ip: str  # "" = every address of the host
+    host_port: int
+    guest_port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicSpec:
+    """One network interface of the guest. `network` is the operator's name for what it is plugged into."""
+
+    network: str
+    mode: Literal["user"]
+    mac: str
+    forwards: tuple[PortForward, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """A whole machine, as asked for.
+
+    `id` names this start of the machine and is new at each start; `name` names the machine over its restarts
+    (for Nomad `<alloc>/<task>`), and its directory is `machines/<name>`. `owner` says who may sweep it.
+    """
+
+    id: str
+    name: str
+    owner: Literal["nomad", "dev", "run"]
+    vcpus: int
+    memory_mib: int
+    boot: DirectBoot | None = None  # None: from the root disk by firmware
+    root: RootDisk | None = None
+    seed: SeedSpec | None = None
+    nics: tuple[NicSpec, ...] = ()
+    hypervisor: str = ""  # "" = the best one that is usable
+    on_reboot: OnReboot = "restart"
+    on_panic: OnPanic = "exit"
+    stdout: Path = Path("/dev/null")  # where the guest's console goes: a FIFO, a file or /dev/null
+    stderr: Path = Path("/dev/null")  # where the VMM's and our own words go
+    alive_while: Path | None = None  # the machine's directory is kept as long as this directory exists
