@@ -1,0 +1,1 @@
+"""Stand-ins that tests put where the real parts are."""

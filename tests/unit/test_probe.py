@@ -1,0 +1,125 @@
+"""What the host can do, on made-up hosts."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vmlib.errors import HostError
+from vmlib.probe import cpu_flags, kvm_usable, parse_qemu_version, version_complaint
+
+CREATE_VM, CREATE_VCPU = 0xAE01, 0xAE41
+
+
+class Kvm:
+    """An ioctl that behaves like /dev/kvm and hands out real descriptors."""
+
+    def __init__(self, refuse: int | None = None, *, version: int = 12, interrupt: int = 0) -> None:
+        self.refuse = refuse
+        self.version = version
+        self.interrupt = interrupt
+        self.given: list[int] = []
+
+    def __call__(self, fd: int, request: int, argument: int) -> int:
+        os.fstat(fd)
+        assert argument == 0
+        if request == 0xAE00:
+            return self.version
+        if self.interrupt:
+            self.interrupt -= 1
+            raise InterruptedError
+        if request == self.refuse:
+            raise OSError(16, "Device or resource busy")
+        self.given.append(os.open("/dev/null", os.O_RDONLY))
+        return self.given[-1]
+
+
+def host(directory: Path, flags: str) -> tuple[Path, Path]:
+    cpuinfo, device = directory / "cpuinfo", directory / "kvm"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nvmx flags\t: vnmi\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    device.touch()
+    return cpuinfo, device
+
+
+@pytest.mark.parametrize("flags", ["fpu vmx sse", "fpu svm"])
+def test_flags_and_a_vcpu_together_are_usable_kvm(flags: str, tmp_path: Path) -> None:
+    cpuinfo, device = host(tmp_path, flags)
+    kvm = Kvm()
+    assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=kvm) == (True, "")
+    assert len(kvm.given) == 2
+    for fd in kvm.given:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_kvm_without_hardware_behind_it_is_not_even_opened(tmp_path: Path) -> None:
+    cpuinfo, device = host(tmp_path, "fpu hypervisor")
+    kvm = Kvm()
+    assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=kvm) == (False, "cpu has neither vmx nor svm")
+    assert kvm.given == []
+
+
+@pytest.mark.parametrize(("refuse", "step"), [(CREATE_VM, "create vm"), (CREATE_VCPU, "create vcpu")])
+def test_each_step_must_work_and_all_is_closed(refuse: int, step: str, tmp_path: Path) -> None:
+    cpuinfo, device = host(tmp_path, "vmx")
+    kvm = Kvm(refuse)
+    usable, why = kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=kvm)
+    assert not usable
+    assert why == f"{device}: {step}: device or resource busy"
+    for fd in kvm.given:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_missing_device_is_the_reason(tmp_path: Path) -> None:
+    cpuinfo, device = host(tmp_path, "vmx")
+    device.unlink()
+    assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm()) == (False, f"{device}: no such file or directory")
+
+
+def test_another_interface_version_is_not_ours(tmp_path: Path) -> None:
+    cpuinfo, device = host(tmp_path, "vmx")
+    usable, why = kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm(version=11))
+    assert (usable, why) == (False, f"{device}: speaks version 11, expected 12")
+
+
+def test_a_signal_in_between_says_nothing_about_kvm(tmp_path: Path) -> None:
+    cpuinfo, device = host(tmp_path, "vmx")
+    assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm(interrupt=2)) == (True, "")
+    assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm(interrupt=9))[0] is False
+
+
+def test_flags_are_whole_words() -> None:
+    assert cpu_flags("flags : avx vmxnet\n") == {"avx", "vmxnet"}
+    assert cpu_flags("no such line\n") == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright (c)\n", "7.2.22"),
+        ("QEMU emulator version 10.0.0\n", "10.0.0"),
+        ("QEMU emulator version 9.1.50 (v9.1.0-1-gabc)\n", "9.1.50"),
+    ],
+)
+def test_version_is_read(text: str, version: str) -> None:
+    assert parse_qemu_version(text) == version
+
+
+@pytest.mark.parametrize("text", ["", "qemu-img version 7.2.22", "QEMU emulator version seven"])
+def test_what_is_no_version_is_quoted(text: str) -> None:
+    with pytest.raises(HostError, match=r"expected `QEMU emulator version X\.Y\.Z`"):
+        parse_qemu_version(text)
+
+
+@pytest.mark.parametrize(
+    ("version", "complaint"),
+    [
+        ("7.2.0", ""),
+        ("10.1.0", ""),
+        ("7.1.9", "version 7.1.9 is too old, expected at least 7.2"),
+        ("6.2.0", "version 6.2.0 is too old, expected at least 7.2"),
+    ],
+)
+def test_old_versions_are_refused(version: str, complaint: str) -> None:
+    assert version_complaint(version) == complaint

@@ -1,0 +1,223 @@
+"""QEMU's command line, whole, for each kind of machine; and the values that it refuses."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vmlib.errors import HostError, SpecError
+from vmlib.hypervisor.base import Accel, LaunchPlan
+from vmlib.hypervisor.options import inherited, option, plain
+from vmlib.hypervisor.qemu import Qemu
+from vmlib.hypervisor.qemu_argv import tcg_buffer_mib
+from vmlib.resources import BootFiles, Credentials, DiskAttachment, Forward, OpenFile, Resources, UserNic
+from vmlib.spec import DirectBoot, FileRef, MachineSpec
+
+Golden = Callable[[str, str], None]
+
+SPEC = MachineSpec(id="alloc/task/0a1b2c3d", name="alloc/task", owner="nomad", vcpus=2, memory_mib=512)
+RES = Resources(run_dir=Path("/run/chv/m/x"), credentials=Credentials(uid=200000, gid=200000))
+KERNEL = OpenFile(fd=10, path=Path("/data/vmlinuz"))
+INITRD = OpenFile(fd=11, path=Path("/data/initrd.img"))
+ROOT = OpenFile(fd=12, path=Path("/data/root"))
+BACKING = OpenFile(fd=13, path=Path("/data/base.qcow2"))
+SEED = OpenFile(fd=14, path=Path("/data/seed.iso"))
+
+DIRECT = replace(RES, boot=BootFiles(kernel=KERNEL, initrd=INITRD, cmdline="console=ttyS0"))
+OVERLAY_DISK = DiskAttachment(name="root", file=ROOT, format="qcow2", backing=BACKING, backing_format="qcow2")
+RAW_DISK = DiskAttachment(name="root", file=ROOT, format="raw")
+SEED_DISK = DiskAttachment(name="seed", file=SEED, format="raw", readonly=True, serial="chv-seed")
+NIC = UserNic(name="net0", mac="52:54:00:12:34:56")
+
+
+def plan(spec: MachineSpec, res: Resources, accel: Accel = "tcg") -> LaunchPlan:
+    return Qemu(binary="/usr/bin/qemu-system-x86_64", accel=accel).plan(spec, res, reason="because")
+
+
+def rendered(launch: LaunchPlan) -> str:
+    """The plan as text: an option and its value share a line."""
+    lines = [launch.argv[0]]
+    for word in launch.argv[1:]:
+        if word.startswith("-") or not lines[-1].startswith("-") or " " in lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    rest = {
+        "files": dict(launch.files),
+        "listeners": dict(launch.listeners),
+        "environment": dict(launch.environment),
+        "on_reboot": launch.on_reboot,
+        "on_panic": launch.on_panic,
+    }
+    return "\n".join(lines) + "\n\n" + json.dumps(rest, indent=2) + "\n"
+
+
+def value_of(launch: LaunchPlan, name: str) -> list[str]:
+    return [launch.argv[at + 1] for at, word in enumerate(launch.argv) if word == name]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "res", "accel"),
+    [
+        ("direct-boot", SPEC, DIRECT, "tcg"),
+        ("overlay", SPEC, replace(RES, disks=(OVERLAY_DISK,)), "tcg"),
+        ("raw-copy-with-seed", SPEC, replace(RES, disks=(RAW_DISK, SEED_DISK)), "tcg"),
+        (
+            "user-nic",
+            SPEC,
+            replace(
+                DIRECT,
+                nics=(
+                    replace(
+                        NIC,
+                        forwards=(
+                            Forward(protocol="tcp", host_ip="", host_port=25000, guest_port=80),
+                            Forward(protocol="udp", host_ip="192.168.1.5", host_port=25001, guest_port=53),
+                        ),
+                    ),
+                ),
+            ),
+            "tcg",
+        ),
+        ("kvm", SPEC, DIRECT, "kvm"),
+        ("panic-restart-reboot-exit", replace(SPEC, on_panic="restart", on_reboot="exit"), DIRECT, "tcg"),
+        (
+            "nasty",
+            SPEC,
+            replace(
+                RES,
+                boot=BootFiles(kernel=KERNEL, initrd=None, cmdline='a=1,2 b="x y" -S,fd=3 {not-ours} $(id) ä'),
+                disks=(replace(RAW_DISK, serial="a,readonly=on,b=c"),),
+            ),
+            "tcg",
+        ),
+    ],
+)
+def test_command_line(name: str, spec: MachineSpec, res: Resources, accel: Accel, golden: Golden) -> None:
+    golden(f"qemu/{name}.txt", rendered(plan(spec, res, accel)))
+
+
+def test_every_placeholder_has_its_descriptor() -> None:
+    launch = plan(SPEC, replace(DIRECT, disks=(OVERLAY_DISK, SEED_DISK)))
+    named = {word.split("{fd:")[1].split("}")[0] for word in launch.argv if "{fd:" in word}
+    assert named == launch.files.keys() | launch.listeners.keys()
+    assert launch.files == {
+        "kernel": 10, "initrd": 11, "disk.root": 12, "disk.root.backing": 13, "disk.seed": 14,
+    }  # fmt: skip
+
+
+def test_no_path_of_a_file_is_on_the_command_line() -> None:
+    launch = plan(SPEC, replace(DIRECT, disks=(OVERLAY_DISK, SEED_DISK)))
+    assert not [word for word in launch.argv if "/data" in word]
+
+
+def test_an_image_of_its_own_never_gets_a_backing_file() -> None:
+    launch = plan(SPEC, replace(RES, disks=(replace(RAW_DISK, format="qcow2"),)))
+    top = json.loads(value_of(launch, "-blockdev")[-1])
+    assert top["driver"] == "qcow2"
+    assert top["backing"] is None
+
+
+def test_words_of_the_job_do_not_become_options() -> None:
+    launch = plan(SPEC, replace(RES, disks=(replace(RAW_DISK, serial="a,readonly=on,b=c"),)))
+    (device,) = [word for word in value_of(launch, "-device") if word.startswith("virtio-blk-pci")]
+    assert ",serial=a,,readonly=on,,b=c,bootindex=1," in device
+
+
+def with_boot(cmdline: str) -> Resources:
+    return replace(RES, boot=BootFiles(kernel=KERNEL, initrd=None, cmdline=cmdline))
+
+
+@pytest.mark.parametrize(
+    ("spec", "res", "message"),
+    [
+        (replace(SPEC, vcpus=0), DIRECT, "vcpus = 0: expected 1 to 255"),
+        (replace(SPEC, vcpus=256), DIRECT, "vcpus = 256: expected 1 to 255"),
+        (replace(SPEC, memory_mib=0), DIRECT, "memory = 0: expected at least 1 MiB"),
+        (SPEC, RES, "nothing to boot from: expected image or kernel"),
+        (SPEC, with_boot("x" * 2048), "cmdline: 2048 bytes long, expected at most 2047"),
+        (SPEC, with_boot("a\0b"), "cmdline = 'a\\x00b': holds a NUL byte"),
+        (SPEC, with_boot("a={fd:kernel}"), "cmdline = 'a={fd:kernel}': holds '{fd:', which cannot be passed on"),
+        (
+            SPEC,
+            replace(RES, disks=(replace(RAW_DISK, serial="x" * 21),)),
+            "serial of disk root: 21 bytes long, expected at most 20",
+        ),
+        (
+            SPEC,
+            replace(RES, disks=(replace(RAW_DISK, name="a,b"),)),
+            "disk name = 'a,b': expected a lower case letter, then at most 15 of a-z 0-9 _ -",
+        ),
+        (SPEC, replace(RES, disks=(RAW_DISK, RAW_DISK)), "disk names root, root: expected each once"),
+        (
+            SPEC,
+            replace(RES, disks=(replace(OVERLAY_DISK, backing_format=None),)),
+            "disk 'root': only qcow2 has a backing image, and the format of that must be known",
+        ),
+        (
+            SPEC,
+            replace(RES, disks=tuple(replace(RAW_DISK, name=f"d{n}") for n in range(21))),
+            "21 disks: expected at most 20",
+        ),
+        (SPEC, replace(DIRECT, nics=(NIC,) * 7), "7 network interfaces: expected at most 6"),
+        (
+            SPEC,
+            replace(DIRECT, nics=(replace(NIC, mac="52:54:00:12:34:56,x=y"),)),
+            "mac = '52:54:00:12:34:56,x=y': expected six pairs of lower case hex digits, as 52:54:00:12:34:56",
+        ),
+        (
+            SPEC,
+            replace(
+                DIRECT,
+                nics=(replace(NIC, forwards=(Forward(protocol="tcp", host_ip="", host_port=0, guest_port=80),)),),
+            ),
+            "port 0: expected 1 to 65535",
+        ),
+    ],
+)
+def test_what_qemu_would_misread_is_refused(spec: MachineSpec, res: Resources, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        plan(spec, res)
+    assert str(caught.value) == message
+
+
+def test_a_host_address_that_cannot_be_forwarded_is_the_operators() -> None:
+    forward = Forward(protocol="tcp", host_ip="fe80::1", host_port=25000, guest_port=80)
+    with pytest.raises(HostError, match="forwards IPv4 only"):
+        plan(SPEC, replace(DIRECT, nics=(replace(NIC, forwards=(forward,)),)))
+
+
+def test_limits_leave_room_on_the_bus() -> None:
+    disks = tuple(replace(RAW_DISK, name=f"d{n}") for n in range(20))
+    nics = tuple(replace(NIC, mac=f"52:54:00:00:00:{n:02x}") for n in range(6))
+    devices = value_of(plan(SPEC, replace(DIRECT, disks=disks, nics=nics)), "-device")
+    slots = [word.rsplit("addr=", 1)[1] for word in devices if "addr=" in word]
+    assert len(slots) == len(set(slots)) == 29
+    assert max(int(slot, 16) for slot in slots) < 0x1F  # the south bridge's
+
+
+@pytest.mark.parametrize(("memory_mib", "expected"), [(64, 64), (512, 128), (2048, 256), (1 << 20, 256)])
+def test_translation_buffer_is_bounded(memory_mib: int, expected: int) -> None:
+    assert tcg_buffer_mib(memory_mib) == expected
+
+
+def test_one_start_has_its_own_name_and_a_job_cannot_choose_it() -> None:
+    names = {value_of(plan(replace(SPEC, id=id_), DIRECT), "-name")[0] for id_ in ("a,debug-threads=off", "b")}
+    assert len(names) == 2
+    assert all(name.startswith("guest=") and name.endswith(",debug-threads=on") and len(name) == 35 for name in names)
+
+
+def test_commas_are_doubled_and_placeholders_pass() -> None:
+    assert option("a", ("b", "x,y"), ("c", "")) == "a,b=x,,y,c="
+    assert option("", ("fd", inherited("qmp"))) == "fd={fd:qmp}"
+    assert plain("fine", key="k", max_bytes=4) == "fine"
+    with pytest.raises(SpecError):
+        option("a", ("b", "{fd:qmp}"))
+
+
+def test_a_boot_that_names_a_kernel_uses_the_staged_one() -> None:
+    ref = FileRef(root=Path("/alloc"), relative="evil,file")
+    launch = plan(replace(SPEC, boot=DirectBoot(kernel=ref, cmdline="x")), DIRECT)
+    assert value_of(launch, "-kernel") == ["/proc/self/fd/{fd:kernel}"]

@@ -1,0 +1,115 @@
+"""Which hypervisor runs a machine: every rule on made-up facts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vmlib.errors import HostError, SpecError
+from vmlib.hypervisor.select import Facts, HypervisorSettings, Offer, attach, candidates, choose
+from vmlib.probe import Program
+from vmlib.spec import MachineSpec, NicSpec
+
+QEMU = Program(path="/usr/bin/qemu-system-x86_64", version="7.2.22")
+NO_QEMU = Program(path="qemu-system-x86_64", why_not="qemu-system-x86_64 is not installed")
+NO_KVM = Facts(kvm=False, why_no_kvm="cpu has neither vmx nor svm", qemu=QEMU, fake=False)
+KVM = replace(NO_KVM, kvm=True, why_no_kvm="")
+FAKE = replace(NO_KVM, fake=True)
+NO_USABLE_KVM = "no usable KVM (cpu has neither vmx nor svm)"
+AUTO = HypervisorSettings()
+SPEC = MachineSpec(id="a/b/c", name="a/b", owner="nomad", vcpus=1, memory_mib=128)
+
+
+def offer(settings: HypervisorSettings, facts: Facts) -> Offer:
+    return Offer(settings=settings, candidates=candidates(settings, facts))
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "pin", "accel", "reason"),
+    [
+        (AUTO, KVM, "", "kvm", "qemu with kvm"),
+        (AUTO, NO_KVM, "", "tcg", "qemu with tcg: no usable KVM (cpu has neither vmx nor svm)"),
+        (replace(AUTO, accel="tcg"), KVM, "", "tcg", "qemu with tcg: accel = 'tcg' in the plugin config"),
+        (replace(AUTO, accel="kvm"), KVM, "", "kvm", "qemu with kvm"),
+        (replace(AUTO, hypervisor="qemu"), KVM, "", "kvm", "qemu with kvm"),
+        (AUTO, KVM, "qemu", "kvm", "qemu with kvm: pinned by the job"),
+        (AUTO, FAKE, "", "tcg", "qemu with tcg: no usable KVM (cpu has neither vmx nor svm)"),
+        (AUTO, FAKE, "fake", "none", "fake: pinned by the job"),
+        (replace(AUTO, hypervisor="fake"), FAKE, "", "none", "fake"),
+    ],
+)
+def test_choice_and_its_reason(settings: HypervisorSettings, facts: Facts, pin: str, accel: str, reason: str) -> None:
+    hypervisor, said = choose(replace(SPEC, hypervisor=pin), offer(settings, facts))
+    assert (hypervisor.accel, said) == (accel, reason)
+
+
+def test_qemu_is_what_was_found() -> None:
+    hypervisor, _ = choose(SPEC, offer(AUTO, KVM))
+    assert hypervisor.version == "7.2.22"
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "pin", "error", "message"),
+    [
+        (
+            replace(AUTO, accel="kvm"),
+            NO_KVM,
+            "",
+            HostError,
+            f"no usable hypervisor (qemu: accel = 'kvm' in the plugin config, but {NO_USABLE_KVM})",
+        ),
+        (
+            AUTO,
+            replace(KVM, qemu=NO_QEMU),
+            "",
+            HostError,
+            "no usable hypervisor (qemu: qemu-system-x86_64 is not installed)",
+        ),
+        (AUTO, KVM, "fake", SpecError, "hypervisor = 'fake': expected one of qemu"),
+        (
+            replace(AUTO, hypervisor="qemu"),
+            FAKE,
+            "fake",
+            SpecError,
+            "hypervisor = 'fake': the plugin config of this node allows only 'qemu'",
+        ),
+        (
+            replace(AUTO, hypervisor="cloud-hypervisor"),
+            KVM,
+            "",
+            HostError,
+            "hypervisor = 'cloud-hypervisor' in the plugin config: expected one of auto, qemu",
+        ),
+    ],
+)
+def test_no_choice_says_who_can_change_it(
+    settings: HypervisorSettings, facts: Facts, pin: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        choose(replace(SPEC, hypervisor=pin), offer(settings, facts))
+    assert str(caught.value) == message
+
+
+def test_a_machine_that_needs_more_than_the_pinned_one_has_is_the_jobs_fault() -> None:
+    nic = NicSpec(network="lan", mode="user", mac="52:54:00:00:00:01")
+    with pytest.raises(SpecError, match="fake: has no user-mode network"):
+        choose(replace(SPEC, hypervisor="fake", nics=(nic,)), offer(AUTO, FAKE))
+
+
+def test_what_is_usable_and_why_the_rest_is_not() -> None:
+    assert [one.name for one in offer(AUTO, FAKE).usable] == ["qemu"]
+    assert offer(AUTO, FAKE).reasons == ()
+    assert [one.name for one in offer(replace(AUTO, hypervisor="fake"), FAKE).usable] == ["fake"]
+    without = offer(AUTO, replace(KVM, qemu=NO_QEMU))
+    assert (without.usable, without.reasons) == ((), ("qemu: qemu-system-x86_64 is not installed",))
+
+
+def test_nothing_usable_never_goes_without_a_reason() -> None:
+    unknown = offer(replace(AUTO, hypervisor="cloud-hypervisor"), KVM)
+    assert unknown.usable == ()
+    assert unknown.reasons == ("hypervisor = 'cloud-hypervisor' in the plugin config: expected one of auto, qemu",)
+
+
+def test_a_machine_of_an_unknown_hypervisor_is_not_talked_to(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="'firecracker'"):
+        attach("firecracker", tmp_path)

@@ -1,0 +1,113 @@
+"""The door: what `vmlib.machine` needs from a hypervisor, and no more.
+
+A hypervisor decides (`plan`, pure) and talks (`Vmm`). It does not start processes: the keeper is the VMM's parent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from vmlib.resources import Credentials, Resources
+from vmlib.spec import MachineSpec, OnPanic, OnReboot
+
+Accel = Literal["kvm", "tcg", "none"]
+MonitorProtocol = Literal["qmp"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a hypervisor can do here, so that nobody has to ask for its name."""
+
+    user_nic: bool
+    firmware_boot: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPlan:
+    """Everything the keeper needs to start a VMM, as plain data.
+
+    `argv` may hold `{fd:NAME}` placeholders: the launcher replaces them by the number of the inherited descriptor
+    of that name. Descriptors are `files` (opened by preflight, by name) and `listeners` (sockets that the keeper
+    binds in the run directory before the VMM exists; name -> file name in the run directory).
+    Standard input, output and error of the VMM are the FIFOs `console.in`, `console.out` and `stderr` there.
+    """
+
+    hypervisor: str
+    reason: str  # why this one, for the `machine started` event
+    argv: tuple[str, ...]
+    files: Mapping[str, int] = field(default_factory=dict)
+    listeners: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    credentials: Credentials
+    cgroups: tuple[Path, ...] = ()
+    monitor: str = "events"  # listener on which the keeper hears the VMM's events
+    monitor_protocol: MonitorProtocol = "qmp"
+    request: str = "qmp"  # listener on which the plugin asks
+    channel: str = "channel"  # listener of the guest channel
+    on_reboot: OnReboot = "restart"
+    on_panic: OnPanic = "exit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VcpuThread:
+    """One vCPU and the host thread that runs it."""
+
+    index: int
+    thread_id: int
+
+
+class Vmm(Protocol):
+    """The plugin's conversation with one running VMM, over its request socket.
+
+    Every call is bounded in time and raises HypervisorError when the VMM does not answer or refuses.
+    """
+
+    def boot(self) -> None:
+        """Let the held guest run."""
+
+    def status(self) -> str:
+        """`created` (held), `running`, `paused`, `panicked` or `shutdown`."""
+
+    def vcpus(self) -> tuple[VcpuThread, ...]:
+        """The threads that run the vCPUs, by index."""
+
+    def power_button(self) -> None:
+        """Press the guest's power button (ACPI)."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def reboot(self) -> None:
+        """Hard reset."""
+
+    def nmi(self) -> None: ...
+
+    def quit(self) -> None:
+        """End the VMM at once, the guest's memory is lost. An end of file after it is success."""
+
+    def close(self) -> None:
+        """Let go of the socket; the VMM goes on."""
+
+
+class Hypervisor(Protocol):
+    """One way to run machines on this host."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def accel(self) -> Accel: ...
+
+    @property
+    def version(self) -> str: ...
+
+    def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
+        """Decide everything. Pure: no file, no socket, no clock."""
+
+    def attach(self, run_dir: Path) -> Vmm:
+        """Open the request socket of a VMM that was started by such a plan. Raises HypervisorError."""

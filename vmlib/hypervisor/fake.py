@@ -1,0 +1,64 @@
+"""The fake backend: a third, honest implementation of the door. Its VMM is `fake_vmm.py`, a real process."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmlib.errors import SpecError
+from vmlib.hypervisor import fake_vmm
+from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
+from vmlib.hypervisor.options import inherited, plain
+from vmlib.hypervisor.qemu import attach_qmp, fixed_environment
+from vmlib.hypervisor.qemu_argv import LISTENERS
+from vmlib.resources import Resources
+from vmlib.spec import MachineSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fake:
+    """Plays the test guest and obeys its words on the kernel command line. Has no network and reads no disk."""
+
+    python: str = sys.executable
+    name: str = "fake"
+    accel: Accel = "none"
+    version: str = "1"
+    capabilities: Capabilities = field(default=Capabilities(user_nic=False, firmware_boot=True))
+
+    def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
+        if res.nics:
+            raise SpecError("network_interface: the fake hypervisor has no network")
+        files = {}
+        if res.boot is not None:
+            files["kernel"] = res.boot.kernel.fd
+            if res.boot.initrd is not None:
+                files["initrd"] = res.boot.initrd.fd
+        for disk in res.disks:
+            files[f"disk.{disk.name}"] = disk.file.fd
+            if disk.backing is not None:
+                files[f"disk.{disk.name}.backing"] = disk.backing.fd
+        cmdline = "" if res.boot is None else plain(res.boot.cmdline, key="cmdline", max_bytes=2047)
+        argv = [
+            self.python, "-I", "-S", fake_vmm.__file__,
+            f"--vcpus={spec.vcpus}",
+            f"--memory-mib={spec.memory_mib}",
+            f"--reboot={'shutdown' if spec.on_reboot == 'exit' else 'reset'}",
+            f"--panic={'exit-failure' if spec.on_panic == 'exit' else 'none'}",
+            *(inherited(name, f"--listener={name}:") for name in LISTENERS),
+            *(inherited(name, "--file=") for name in files),
+            f"--append={cmdline}",
+        ]  # fmt: skip
+        return LaunchPlan(
+            hypervisor=self.name,
+            reason=reason,
+            argv=tuple(argv),
+            files=files,
+            listeners={name: name for name in LISTENERS},
+            environment=fixed_environment(res.run_dir),
+            credentials=res.credentials,
+            cgroups=res.cgroups,
+            on_reboot=spec.on_reboot,
+            on_panic=spec.on_panic,
+        )
+
+    def attach(self, run_dir: Path) -> Vmm:
+        return attach_qmp(run_dir)

@@ -1,0 +1,53 @@
+"""The QEMU backend: a launch plan from the pure command line, and QMP to talk to what runs."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
+from vmlib.hypervisor.qemu_argv import LISTENERS, command_line
+from vmlib.hypervisor.qmp import QmpVmm
+from vmlib.resources import Resources
+from vmlib.spec import MachineSpec
+
+SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qemu:
+    """QEMU on x86-64. `binary` is best an absolute path: it is looked up on the VMM's own short PATH otherwise."""
+
+    binary: str = "qemu-system-x86_64"
+    accel: Accel = "tcg"
+    version: str = ""
+    name: str = "qemu"
+    capabilities: Capabilities = field(default=Capabilities(user_nic=True, firmware_boot=True))
+
+    def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
+        command = command_line(spec, res, binary=self.binary, accel=self.accel)
+        return LaunchPlan(
+            hypervisor=self.name,
+            reason=reason,
+            argv=command.argv,
+            files=command.files,
+            listeners={name: name for name in LISTENERS},
+            environment=fixed_environment(res.run_dir),
+            credentials=res.credentials,
+            cgroups=res.cgroups,
+            on_reboot=spec.on_reboot,
+            on_panic=spec.on_panic,
+        )
+
+    def attach(self, run_dir: Path) -> Vmm:
+        return attach_qmp(run_dir)
+
+
+def fixed_environment(run_dir: Path) -> dict[str, str]:
+    """All that a VMM sees of an environment: nothing of the agent's."""
+    return {"PATH": SAFE_PATH, "HOME": str(run_dir), "TMPDIR": str(run_dir), "LC_ALL": "C"}
+
+
+def attach_qmp(run_dir: Path) -> QmpVmm:
+    """Talk to a VMM whose request socket lies in `run_dir`. Raises HypervisorError when it does not answer."""
+    vmm = QmpVmm(run_dir / "qmp")
+    vmm.connect()
+    return vmm

@@ -1,0 +1,264 @@
+"""QEMU's command line as a function of what was asked for and what exists. Nothing here touches the host."""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vmlib.errors import HostError, SpecError
+from vmlib.hypervisor.base import Accel
+from vmlib.hypervisor.options import inherited, json_option, option, plain
+from vmlib.paths import run_key
+from vmlib.resources import BootFiles, DiskAttachment, Forward, OpenFile, Resources, UserNic
+from vmlib.spec import MachineSpec
+
+CHANNEL_NAME = "org.chv.agent.0"  # of the virtio-serial port; guests look for it
+LISTENERS = ("qmp", "events", "channel")
+
+# Fixed places on the PCI bus, so that a guest's names for its devices (enp0s2) do not change when another one is added.
+_FIRST_NIC_SLOT = 0x02
+_FIRST_DISK_SLOT = 0x08
+_RNG_SLOT = 0x1C
+_PORTS_SLOT = 0x1D
+_PANIC_SLOT = 0x1E
+_MAX_NICS = _FIRST_DISK_SLOT - _FIRST_NIC_SLOT
+_MAX_DISKS = _RNG_SLOT - _FIRST_DISK_SLOT
+
+_MAX_VCPUS = 255  # above it a guest needs x2APIC and an IOMMU that remaps interrupts
+_MAX_CMDLINE_BYTES = 2047  # Linux on x86 reads 2048 with the final NUL
+_MAX_SERIAL_BYTES = 20  # of virtio-blk; QEMU cuts longer ones without a word
+
+_DISK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,15}")  # with our suffixes within the 31 bytes of a block node's name
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """What to run, and the files that it expects to inherit (name -> our descriptor)."""
+
+    argv: tuple[str, ...]
+    files: dict[str, int]
+
+
+def command_line(spec: MachineSpec, res: Resources, *, binary: str, accel: Accel) -> CommandLine:
+    """The whole command line. Raises SpecError for values that QEMU would not take as they are meant."""
+    _check(spec, res)
+    return CommandLine(
+        argv=(
+            binary,
+            *_base_args(spec),
+            *_machine_args(spec, accel),
+            *_console_args(),
+            *_monitor_args(),
+            *_channel_args(),
+            *_boot_args(res.boot),
+            *_disks_args(res.disks),
+            *(word for index, nic in enumerate(res.nics) for word in _nic_args(index, nic)),
+        ),
+        files={name: file.fd for name, file in (*_boot_files(res.boot), *_disk_files(res.disks))},
+    )
+
+
+def tcg_buffer_mib(memory_mib: int) -> int:
+    """Size of the buffer for translated code, which QEMU takes on top of the guest's memory.
+
+    Said explicitly because QEMU's own default is up to 1 GiB, an eighth of the host: too much to account for beside
+    each machine. A quarter of the guest's memory is what QEMU used for many years; a Linux that boots fills about
+    50 MiB, and a larger one than 256 MiB is rarely filled.
+    """
+    return max(64, min(256, memory_mib // 4))
+
+
+def _check(spec: MachineSpec, res: Resources) -> None:
+    if not 1 <= spec.vcpus <= _MAX_VCPUS:
+        raise SpecError(f"vcpus = {spec.vcpus}: expected 1 to {_MAX_VCPUS}")
+    if spec.memory_mib < 1:
+        raise SpecError(f"memory = {spec.memory_mib}: expected at least 1 MiB")
+    if res.boot is None and not res.disks:
+        raise SpecError("nothing to boot from: expected image or kernel")
+    if len({disk.name for disk in res.disks}) != len(res.disks):
+        raise SpecError(f"disk names {', '.join(disk.name for disk in res.disks)}: expected each once")
+    if len(res.disks) > _MAX_DISKS:
+        raise SpecError(f"{len(res.disks)} disks: expected at most {_MAX_DISKS}")
+    if len(res.nics) > _MAX_NICS:
+        raise SpecError(f"{len(res.nics)} network interfaces: expected at most {_MAX_NICS}")
+
+
+def _base_args(spec: MachineSpec) -> list[str]:
+    return [
+        "-nodefaults",
+        "-no-user-config",
+        "-display", "none",
+        "-name", option("", ("guest", run_key(spec.id)), ("debug-threads", "on")),
+        "-msg", "timestamp=off",
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-S",  # held: the guest runs at `cont`
+        "-action", option("", ("reboot", "shutdown" if spec.on_reboot == "exit" else "reset")),
+        # With `none` the guest stays as it is after a panic, and the keeper resets it.
+        "-action", option("", ("panic", "exit-failure" if spec.on_panic == "exit" else "none")),
+    ]  # fmt: skip
+
+
+def _machine_args(spec: MachineSpec, accel: Accel) -> list[str]:
+    if accel == "kvm":
+        accelerator = ["-accel", "kvm", "-cpu", "host"]
+    else:
+        size = str(tcg_buffer_mib(spec.memory_mib))
+        accelerator = ["-accel", option("tcg", ("thread", "multi"), ("tb-size", size)), "-cpu", "max"]
+    cpus = str(spec.vcpus)
+    return [
+        # A core dump of ours must not hold the guest's memory.
+        "-machine", "q35,usb=off,vmport=off,dump-guest-core=off",
+        *accelerator,
+        "-smp", option(cpus, ("sockets", "1"), ("cores", cpus), ("threads", "1")),
+        "-m", f"{spec.memory_mib}M",
+        "-rtc", "base=utc",
+        "-object", "rng-builtin,id=rng0",
+        "-device", option("virtio-rng-pci", ("rng", "rng0"), _slot(_RNG_SLOT)),
+        "-device", option("pvpanic-pci", _slot(_PANIC_SLOT)),
+    ]  # fmt: skip
+
+
+def _console_args() -> list[str]:
+    # signal=off: a ^C that somebody types into the console is the guest's.
+    return ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+
+
+def _listener(name: str) -> str:
+    return option("socket", ("id", name), ("fd", inherited(name)), ("server", "on"), ("wait", "off"))
+
+
+def _monitor_args() -> list[str]:
+    return [
+        word
+        for name in ("qmp", "events")
+        for word in ("-chardev", _listener(name), "-mon", option("", ("chardev", name), ("mode", "control")))
+    ]
+
+
+def _channel_args() -> list[str]:
+    return [
+        "-device", option("virtio-serial-pci", ("id", "ports"), _slot(_PORTS_SLOT)),
+        "-chardev", _listener("channel"),
+        "-device", option("virtserialport", ("bus", "ports.0"), ("chardev", "channel"), ("name", CHANNEL_NAME)),
+    ]  # fmt: skip
+
+
+def _boot_args(boot: BootFiles | None) -> list[str]:
+    args = ["-boot", "menu=off,strict=on"]
+    if boot is not None:
+        args += ["-kernel", inherited("kernel", "/proc/self/fd/")]
+        if boot.initrd is not None:
+            args += ["-initrd", inherited("initrd", "/proc/self/fd/")]
+        args += ["-append", plain(boot.cmdline, key="cmdline", max_bytes=_MAX_CMDLINE_BYTES)]
+    return args
+
+
+def _boot_files(boot: BootFiles | None) -> Iterator[tuple[str, OpenFile]]:
+    if boot is not None:
+        yield "kernel", boot.kernel
+        if boot.initrd is not None:
+            yield "initrd", boot.initrd
+
+
+def _disk_files(disks: tuple[DiskAttachment, ...]) -> Iterator[tuple[str, OpenFile]]:
+    for disk in disks:
+        if _DISK_NAME.fullmatch(disk.name) is None:
+            raise SpecError(f"disk name = {disk.name!r}: expected a lower case letter, then at most 15 of a-z 0-9 _ -")
+        yield _file_name(disk.name), disk.file
+        if disk.backing is not None:
+            yield _file_name(disk.name, "backing"), disk.backing
+
+
+def _file_name(disk: str, *more: str) -> str:
+    return ".".join(["disk", disk, *more])
+
+
+def _disks_args(disks: tuple[DiskAttachment, ...]) -> list[str]:
+    """Each file becomes a descriptor set of its own, which block nodes open as /dev/fdset/N."""
+    sets = {name: number for number, (name, _) in enumerate(_disk_files(disks), start=1)}
+    args = []
+    for name, number in sets.items():
+        args += ["-add-fd", option("", ("fd", inherited(name)), ("set", str(number)), ("opaque", name))]
+    for index, disk in enumerate(disks):
+        for node in _block_nodes(disk, sets):
+            args += ["-blockdev", json_option(node)]
+        args += ["-device", _disk_device(index, disk)]
+    return args
+
+
+def _block_nodes(disk: DiskAttachment, sets: dict[str, int]) -> Iterator[dict[str, object]]:
+    """The whole graph of one disk from the bottom up: QEMU guesses no format and follows no name inside an image."""
+    backing = None
+    if disk.backing is not None:
+        if disk.format != "qcow2" or disk.backing_format is None:
+            raise SpecError(f"disk {disk.name!r}: only qcow2 has a backing image, and the format of that must be known")
+        backing = f"{disk.name}-backing"
+        number = sets[_file_name(disk.name, "backing")]
+        yield _file_node(f"{backing}-file", number, readonly=True)
+        yield _format_node(backing, disk.backing_format, readonly=True, backing=None)
+    yield _file_node(f"{disk.name}-file", sets[_file_name(disk.name)], readonly=disk.readonly)
+    yield _format_node(disk.name, disk.format, readonly=disk.readonly, backing=backing)
+
+
+def _file_node(node: str, number: int, *, readonly: bool) -> dict[str, object]:
+    return {
+        "driver": "file",
+        "node-name": node,
+        "filename": f"/dev/fdset/{number}",
+        "aio": "threads",
+        "cache": {"direct": False, "no-flush": False},  # the host's page cache, and the guest's flushes are honoured
+        "read-only": readonly,
+        "discard": "unmap",
+    }
+
+
+def _format_node(node: str, driver: str, *, readonly: bool, backing: str | None) -> dict[str, object]:
+    graph: dict[str, object] = {"driver": driver, "node-name": node, "file": f"{node}-file"}
+    if driver == "qcow2":
+        # null, not left out: a name in the image's own header must never be opened.
+        graph["backing"] = backing
+    return {**graph, "read-only": readonly, "discard": "unmap"}
+
+
+def _disk_device(index: int, disk: DiskAttachment) -> str:
+    pairs = [("drive", disk.name)]
+    if disk.serial:
+        pairs.append(("serial", plain(disk.serial, key=f"serial of disk {disk.name}", max_bytes=_MAX_SERIAL_BYTES)))
+    if index == 0:
+        pairs.append(("bootindex", "1"))  # 0 is the kernel's, with direct boot
+    # The guest hears of a full or broken host disk; QEMU's default is to stop the guest until somebody resumes it.
+    pairs += [("werror", "report"), ("rerror", "report")]
+    return option("virtio-blk-pci", *pairs, _slot(_FIRST_DISK_SLOT + index))
+
+
+def _nic_args(index: int, nic: UserNic) -> list[str]:
+    if _MAC.fullmatch(nic.mac) is None:
+        raise SpecError(f"mac = {nic.mac!r}: expected six pairs of lower case hex digits, as 52:54:00:12:34:56")
+    netdev = f"net{index}"
+    forwards = [("hostfwd", _host_forward(forward)) for forward in nic.forwards]
+    # Without an option ROM: the guest does not boot from the network.
+    device = (("netdev", netdev), ("mac", nic.mac), ("romfile", ""), _slot(_FIRST_NIC_SLOT + index))
+    return [
+        "-netdev", option("user", ("id", netdev), *forwards),
+        "-device", option("virtio-net-pci", *device),
+    ]  # fmt: skip
+
+
+def _host_forward(forward: Forward) -> str:
+    if forward.host_ip:
+        try:
+            ipaddress.IPv4Address(forward.host_ip)
+        except ValueError as exc:
+            raise HostError(
+                f"host address {forward.host_ip!r} of port {forward.host_port}: a user-mode link forwards IPv4 only",
+                hint="give the client's host network an IPv4 address",
+            ) from exc
+    for port in (forward.host_port, forward.guest_port):
+        if not 1 <= port <= 65535:
+            raise SpecError(f"port {port}: expected 1 to 65535")
+    return f"{forward.protocol}:{forward.host_ip}:{forward.host_port}-:{forward.guest_port}"
+
+
+def _slot(number: int) -> tuple[str, str]:
+    return ("addr", f"{number:#04x}")

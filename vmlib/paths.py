@@ -1,0 +1,135 @@
+"""Where everything of a machine lies: one object that owns all names, so that no other module joins paths."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePaths:
+    """What outlives a start of the machine: `data_dir/machines/<name>`, kept over restarts and host reboots."""
+
+    root: Path
+
+    @property
+    def mark(self) -> Path:
+        """Whose machine it is; there before anything else."""
+        return self.root / "mark.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def record(self) -> Path:
+        return self.root / "machine.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+    @property
+    def exit_record(self) -> Path:
+        return self.root / "exit.json"
+
+    @property
+    def boot_dir(self) -> Path:
+        return self.root / "boot"
+
+    @property
+    def disk_dir(self) -> Path:
+        return self.root / "disk"
+
+    @property
+    def seed(self) -> Path:
+        return self.root / "seed.iso"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """What belongs to one start of the machine: sockets and FIFOs, gone after it and after a host reboot."""
+
+    root: Path
+
+    @property
+    def console_in(self) -> Path:
+        return self.root / "console.in"
+
+    @property
+    def console_out(self) -> Path:
+        return self.root / "console.out"
+
+    @property
+    def stderr(self) -> Path:
+        return self.root / "stderr"
+
+    @property
+    def control(self) -> Path:
+        return self.root / "keeper.sock"
+
+    @property
+    def keeper(self) -> Path:
+        """Identity of the keeper."""
+        return self.root / "keeper"
+
+    @property
+    def keeper_lock(self) -> Path:
+        """Held from just before a keeper is started until it has ended."""
+        return self.root / "keeper.lock"
+
+    @property
+    def keeper_log(self) -> Path:
+        return self.root / "keeper.log"
+
+    @property
+    def vmm(self) -> Path:
+        """Identity of the VMM."""
+        return self.root / "vmm"
+
+    @property
+    def plan(self) -> Path:
+        """What another keeper needs to adopt the VMM."""
+        return self.root / "plan.json"
+
+    @property
+    def state(self) -> Path:
+        """What the keeper has learned that a later keeper must know."""
+        return self.root / "state.json"
+
+    @property
+    def exit_record(self) -> Path:
+        """The end of this start, when its disk had no room for it."""
+        return self.root / "exit.json"
+
+    @property
+    def committed(self) -> Path:
+        """Exists once the machine no longer depends on the process that started it."""
+        return self.root / "committed"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The two directories of the operator's."""
+
+    data_dir: Path
+    run_dir: Path
+
+    @property
+    def machines(self) -> Path:
+        return self.data_dir / "machines"
+
+    @property
+    def runs(self) -> Path:
+        return self.run_dir / "m"
+
+    def machine(self, name: str) -> MachinePaths:
+        return MachinePaths(self.machines / name)
+
+    def run(self, machine_id: str) -> RunPaths:
+        """Short on purpose: a socket's path may have 107 bytes."""
+        return RunPaths(self.runs / run_key(machine_id))
+
+
+def run_key(machine_id: str) -> str:
+    """The name of one start of a machine where names must be short: run directory, cgroup, guest name."""
+    return hashlib.sha256(machine_id.encode()).hexdigest()[:12]

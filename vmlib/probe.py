@@ -1,0 +1,133 @@
+"""What this host can do, found out by doing it: hardware virtualisation, and the programs that are installed."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmlib.errors import HostError
+from vmlib.process import TOOL_ENVIRONMENT, run_tool
+
+QEMU_MIN_VERSION = (7, 2, 0)
+_VERSION_TIMEOUT_S = 10.0
+
+_KVM_GET_API_VERSION = 0xAE00
+_KVM_CREATE_VM = 0xAE01
+_KVM_CREATE_VCPU = 0xAE41
+_KVM_API_VERSION = 12  # the only one there has been since 2007
+
+Ioctl = Callable[[int, int, int], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """An installed program, or `why_not` it cannot be used."""
+
+    path: str
+    version: str = ""
+    why_not: str = ""
+
+
+def kvm_usable(
+    *,
+    cpuinfo: Path = Path("/proc/cpuinfo"),
+    device: Path = Path("/dev/kvm"),
+    ioctl: Ioctl = fcntl.ioctl,
+) -> tuple[bool, str]:
+    """Whether guests run on KVM here, and when they do not, why.
+
+    The CPU's flags and a vCPU that can be made are both needed: on a paravirtual KVM the second works and guests hang.
+    """
+    try:
+        flags = cpu_flags(cpuinfo.read_text())
+    except OSError as exc:
+        return False, f"{cpuinfo}: {_words(exc)}"
+    if not flags & {"vmx", "svm"}:
+        return False, "cpu has neither vmx nor svm"
+    try:
+        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        return False, f"{device}: {_words(exc)}"
+    with contextlib.ExitStack() as fds:
+        fds.callback(os.close, fd)
+        step = "version"
+        try:
+            version = ioctl(fd, _KVM_GET_API_VERSION, 0)
+            if version != _KVM_API_VERSION:
+                return False, f"{device}: speaks version {version}, expected {_KVM_API_VERSION}"
+            step = "create vm"
+            vm = _unless_interrupted(ioctl, fd, _KVM_CREATE_VM)
+            fds.callback(os.close, vm)
+            step = "create vcpu"
+            fds.callback(os.close, _unless_interrupted(ioctl, vm, _KVM_CREATE_VCPU))
+        except OSError as exc:
+            return False, f"{device}: {step}: {_words(exc)}"
+    return True, ""
+
+
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """The flags of the first CPU in the text of /proc/cpuinfo."""
+    found = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
+def _unless_interrupted(ioctl: Ioctl, fd: int, request: int) -> int:
+    # A signal that arrives meanwhile makes the kernel give up, and says nothing about KVM.
+    for _ in range(3):
+        try:
+            return ioctl(fd, request, 0)
+        except InterruptedError:
+            continue
+    raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+
+def qemu_program(binary: str) -> Program:
+    """Look for QEMU on the path of a VMM and ask its version, once for each state of the file."""
+    path = shutil.which(binary, path=TOOL_ENVIRONMENT["PATH"])
+    if path is None:
+        return Program(path=binary, why_not=f"{binary} is not installed")
+    try:
+        version = qemu_version(path)
+    except HostError as exc:
+        return Program(path=path, why_not=f"{path} --version: {exc}")
+    return Program(path=path, version=version, why_not=version_complaint(version))
+
+
+def qemu_version(path: str) -> str:
+    """The version of the QEMU at that path, as `7.2.22`. Raises HostError."""
+    try:
+        changed_ns = os.stat(path).st_mtime_ns
+    except OSError as exc:
+        raise HostError(f"{path}: {_words(exc)}") from exc
+    return _qemu_version(path, changed_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _qemu_version(path: str, changed_ns: int) -> str:  # noqa: ARG001  an upgraded file is asked again
+    return parse_qemu_version(run_tool([path, "--version"], timeout_s=_VERSION_TIMEOUT_S))
+
+
+def parse_qemu_version(text: str) -> str:
+    """`7.2.22` out of what `qemu-system-x86_64 --version` prints. Raises HostError."""
+    found = re.match(r"QEMU emulator version (\d+\.\d+\.\d+)", text)
+    if found is None:
+        line = text.strip().partition("\n")[0][:100]
+        raise HostError(f"says {line!r}, expected `QEMU emulator version X.Y.Z`")
+    return found[1]
+
+
+def version_complaint(version: str) -> str:
+    """Why that version of QEMU is of no use to us; "" when it is."""
+    if tuple(map(int, version.split("."))) >= QEMU_MIN_VERSION:
+        return ""
+    return f"version {version} is too old, expected at least {'.'.join(map(str, QEMU_MIN_VERSION[:2]))}"
+
+
+def _words(exc: OSError) -> str:
+    return (exc.strerror or str(exc)).lower()
