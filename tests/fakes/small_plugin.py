@@ -16,29 +16,28 @@ from driver.goplugin import process
 from driver.main import NOMAD
 
 
-class NotAWord(Exception):
+class NobodyCatchesThisError(Exception):
     pass
 
 
 def at_start(what: str) -> None:
     match what:
         case "print":
-            print("a stray line")  # noqa: T201
+            print("a stray line")
             sys.stdout.flush()
             os.write(1, b"a stray write\n")
             os.write(2, b"a stray write to stderr\n")
         case "child":
             child = subprocess.Popen(["sleep", "60"], close_fds=False)
-            sys.stdin = None
             os.environ["SMALL_PLUGIN_CHILD"] = str(child.pid)
         case "raise":
-            raise NotAWord("nobody catches this")
+            raise NobodyCatchesThisError("a start that fails")
         case _:
             raise ValueError(what)
 
 
-async def on_demand(config: bytes, nomad: object) -> None:  # noqa: ARG001
-    from vmlib.errors import SpecError
+async def on_demand(config: bytes, nomad: object) -> None:
+    from vmlib.errors import NoCapacityError, SpecError
 
     match config.decode():
         case "":
@@ -56,14 +55,31 @@ async def on_demand(config: bytes, nomad: object) -> None:  # noqa: ARG001
 
             for number in range(5000):
                 logging.getLogger("flood").info("%d %s", number, "x" * 1000)
-        case "block":
+        case "pause":
+            asyncio.get_running_loop().call_soon(time.sleep, 1)
+        case "end blocked" | "end dawdling" | "end failing":
             threading.Thread(target=time.sleep, args=(60,)).start()
-            asyncio.get_running_loop().call_later(0.2, time.sleep, 60)
+            at_end.append(config.decode())
         case "print":
-            print("a stray line while serving")  # noqa: T201
+            print("a stray line while serving")
             os.write(1, b"a stray write while serving\n")
+        case "full":
+            raise NoCapacityError("not now")
         case text:
             raise SpecError(text)
+
+
+at_end: list[str] = []
+
+
+async def farewell() -> None:
+    match at_end:
+        case ["end blocked"]:
+            time.sleep(60)  # noqa: ASYNC251  the loop stands still: that is what it is for
+        case ["end dawdling"]:
+            await asyncio.sleep(60)
+        case ["end failing"]:
+            raise RuntimeError("no farewell")
 
 
 def main() -> None:
@@ -83,7 +99,7 @@ def main() -> None:
         base = BasePlugin(name="small", spec=spec, configure=on_demand)
         base_pb2_grpc.add_BasePluginServicer_to_server(base, server)
 
-    run(streams, NOMAD, register, name="small")
+    run(streams, NOMAD, register, name="small", on_shutdown=farewell)
 
 
 if __name__ == "__main__":
