@@ -7,9 +7,11 @@ the process that takes over lives. Without the variable a place costs one compar
 import os
 import signal
 
-# Every place there is, so that a test can enumerate them. `child.*` stand right behind the start of a child.
+# Every place there is, so that a test can enumerate them. `child.*` stand right behind the start of a child;
+# `child.vmm` is the keeper's.
 PLACES = (
     "child.keeper",
+    "child.vmm",
     "child.adopt",
     "child.tool",
     "start.journal",

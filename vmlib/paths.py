@@ -33,6 +33,11 @@ class MachinePaths:
         return self.root / "exit.json"
 
     @property
+    def uid(self) -> Path:
+        """The uid that its VMM has of the operator's range, from before its start until it is taken back."""
+        return self.root / "uid"
+
+    @property
     def boot_dir(self) -> Path:
         return self.root / "boot"
 
@@ -121,6 +126,11 @@ class Layout:
     @property
     def runs(self) -> Path:
         return self.run_dir / "m"
+
+    @property
+    def uids_lock(self) -> Path:
+        """Held while a uid is picked, so that two machines that start at once get two."""
+        return self.data_dir / "uids.lock"
 
     def machine(self, name: str) -> MachinePaths:
         return MachinePaths(self.machines / name)

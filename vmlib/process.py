@@ -99,9 +99,12 @@ def load_identity(path: Path) -> Identity | None:
     """Read what `save_identity` or the launcher wrote; None when there is nothing, or it is of an earlier boot."""
     try:
         data = json.loads(path.read_text())
+        who, written_in = Identity(int(data["pid"]), int(data["start_time"])), data["boot_id"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Identity(int(data["pid"]), int(data["start_time"])) if data["boot_id"] == boot_id() else None
+    except (ValueError, TypeError, KeyError):
+        return None  # not synced, so cut short by a power failure: of an earlier boot
+    return who if written_in == boot_id() else None
 
 
 def boot_id() -> str:

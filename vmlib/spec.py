@@ -48,6 +48,7 @@ class SeedSpec:
     hostname: str
     ssh_authorized_keys: tuple[str, ...] = ()
     user_data: bytes | None = None  # byte for byte as the user gave it
+    user_data_file: FileRef | None = None  # or the file that holds it, read when the seed is made
     network_config: bytes | None = None
     environment: dict[str, str] = field(default_factory=dict)  # nomad.env on the seed
 

@@ -1,0 +1,78 @@
+"""How a machine ended: from what the VMM said and how its process ended to the exit that its owner sees. Pure."""
+
+import json
+import signal
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What the keeper has learned about the end. Plain data: it is saved, so that a later keeper knows it too."""
+
+    exit_requested: int | None = None  # the guest said `exit N`
+    shutdown: str | None = None  # why the VMM shut down, in QEMU's words: guest-shutdown, host-qmp-quit, …
+    panic: bool = False
+    panic_lines: str = ""
+    forced: str = ""  # a sentence, when the owner ended the machine by force
+
+    def dump(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> "Evidence":
+        """What `dump` gave; what cannot be understood is no evidence."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return cls()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The exit of a machine. An empty `message` with `exit_code` 0 is success."""
+
+    exit_code: int
+    signal: int = 0
+    message: str = ""
+
+
+def judge(seen: Evidence, *, status: int | None, stderr_tail: str = "") -> Verdict:
+    """Decide. `status` is the VMM's wait status; None when its parent was gone and nobody could read it."""
+    if seen.forced:
+        return Verdict(137, message=seen.forced)
+    if seen.panic:
+        return Verdict(1, message=f"guest panic: {seen.panic_lines}".rstrip(": "))
+    by_signal = -status if status is not None and status < 0 else 0
+    if by_signal and seen.exit_requested is None:
+        return Verdict(128 + by_signal, by_signal, f"the VMM was killed by {_signal_name(by_signal)}")
+    if seen.exit_requested is not None:
+        return Verdict(seen.exit_requested)
+    if status:
+        words = stderr_tail.strip().splitlines()
+        return Verdict(status, message=f"the VMM ended with status {status}" + (f": {words[-1]}" if words else ""))
+    return _by_shutdown_reason(seen, known=status is not None)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
+
+
+def _by_shutdown_reason(seen: Evidence, *, known: bool) -> Verdict:
+    match seen.shutdown:
+        case "guest-shutdown" | "guest-reset" | "host-qmp-system-reset":
+            return Verdict(0)
+        case "host-signal":
+            return Verdict(128 + signal.SIGTERM, signal.SIGTERM, "the VMM was told to end by a signal from outside")
+        case "host-qmp-quit" | "host-ui":
+            return Verdict(1, message="the VMM was told to quit from outside")
+        case "guest-panic":
+            return Verdict(1, message="guest panic")
+        case "host-error":
+            return Verdict(1, message="the VMM shut down after an error of its own")
+        case None if known:
+            return Verdict(0)
+        case _:
+            return Verdict(1, message="the machine ended while nobody watched, cause unknown")

@@ -1,0 +1,482 @@
+"""A machine's life: preflight, spawn, verify, boot; later recover and stop. The one module that sees all parts.
+
+Synchronous on purpose: whoever has an event loop calls from a thread, whoever has none just calls.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmlib import cgroup, credentials, failpoint, files, postflight, process
+from vmlib.disk.root import prepare_root
+from vmlib.disk.seed import seed_files, write_seed
+from vmlib.disk.stage import stage_boot
+from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, VmError
+from vmlib.hypervisor.base import Hypervisor, LaunchPlan, VcpuThread, Vmm
+from vmlib.journal import Journal
+from vmlib.keeper import client as keeper
+from vmlib.keeper.plan import KeeperPlan
+from vmlib.keeper.verdict import Evidence, Verdict, judge
+from vmlib.ladder import Rung, ladder, sentence
+from vmlib.net.user import attach_user, explain_forward_failure
+from vmlib.paths import Layout, MachinePaths, RunPaths, run_key
+from vmlib.process import Identity
+from vmlib.record import ExitRecord, MachineRecord, Mark, load_exit, load_machine, load_mark
+from vmlib.resources import Credentials, DiskAttachment, OpenFile, Resources
+from vmlib.spec import MachineSpec
+
+log = logging.getLogger(__name__)
+
+Choose = Callable[[MachineSpec], tuple[Hypervisor, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """What the operator decided for all machines."""
+
+    layout: Layout
+    vm_uids: range | None = None
+    vm_user: str = ""
+    image_max_size_bytes: int = 2 << 40
+
+
+@dataclass(slots=True)
+class Machine:
+    """A machine that was started, by this process or an earlier one. Holds no state that is not on disk."""
+
+    record: MachineRecord
+    paths: MachinePaths
+    layout: Layout
+    attach: Callable[[Path], Vmm] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def run(self) -> RunPaths:
+        return RunPaths(Path(self.record.run_dir))
+
+    @property
+    def vmm_identity(self) -> Identity:
+        return Identity(self.record.vmm_pid, self.record.vmm_start_time)
+
+    def running(self) -> bool:
+        """True while the VMM lives."""
+        return self.record.boot_id == process.boot_id() and process.alive(self.vmm_identity)
+
+    def exit_record(self) -> ExitRecord | None:
+        """How it ended; None while it runs, and for the moment in which its keeper still writes that down."""
+        return load_exit(self.paths.exit_record, self.id) or load_exit(self.run.exit_record, self.id)
+
+    def settle(self) -> ExitRecord | None:
+        """To be called when the keeper does not answer: the machine's end, or None when a keeper has it again.
+
+        Raises HypervisorError when neither can be had now; trying again later helps.
+        """
+        with files.locked(self.paths.lock):
+            return self.settle_locked()
+
+    def settle_locked(self) -> ExitRecord | None:
+        """The same, for a caller that holds the machine's lock."""
+        if (record := self.exit_record()) is not None:
+            return record
+        if self.running():
+            if not self._kept():
+                keeper.adopt(self.run)
+            return self.exit_record()
+        if self._kept():
+            process.wait_gone(self._keeper_identity(), 5.0)
+        if (record := self.exit_record()) is None:
+            record = self._judge()
+            record.save(self.paths.exit_record)
+        return record
+
+    def _judge(self) -> ExitRecord:
+        """An end that no keeper wrote down, from what the last one had learned."""
+        if self.record.boot_id != process.boot_id():
+            verdict = Verdict(1, message="the machine ended while nobody watched, the host was rebooted")
+        else:
+            seen = self.run.state.read_bytes() if self.run.state.exists() else b""
+            verdict = judge(Evidence.load(seen), status=None)
+        return ExitRecord(
+            id=self.id,
+            at=time.time(),
+            exit_code=verdict.exit_code,
+            signal=verdict.signal,
+            message=verdict.message,
+        )
+
+    def _keeper_identity(self) -> Identity:
+        return process.load_identity(self.run.keeper) or Identity(0, 0)
+
+    def _kept(self) -> bool:
+        return process.alive(self._keeper_identity())
+
+    def status(self) -> str:
+        """The VMM's word for the guest's state: `running`, `paused`, …"""
+        with self._vmm() as vmm:
+            return vmm.status()
+
+    def vcpus(self) -> tuple[VcpuThread, ...]:
+        with self._vmm() as vmm:
+            return vmm.vcpus()
+
+    def pause(self) -> None:
+        with self._vmm() as vmm:
+            vmm.pause()
+
+    def resume(self) -> None:
+        with self._vmm() as vmm:
+            vmm.resume()
+
+    def reboot(self) -> None:
+        with self._vmm() as vmm:
+            vmm.reboot()
+
+    def nmi(self) -> None:
+        with self._vmm() as vmm:
+            vmm.nmi()
+
+    def press_power_button(self) -> None:
+        """Resumes a paused guest first, which could not hear it otherwise."""
+        with self._vmm() as vmm:
+            if vmm.status() == "paused":
+                vmm.resume()
+            vmm.power_button()
+
+    @contextlib.contextmanager
+    def _vmm(self) -> Iterator[Vmm]:
+        vmm = self.attach(self.run.root)
+        try:
+            yield vmm
+        finally:
+            vmm.close()
+
+    def climb(self, rung: Rung, timeout_s: float) -> None:
+        """Take one step of the ladder. Never raises: what does not work is logged, and the next step comes."""
+        if rung.forced:
+            self.note("forced off", sentence(rung, timeout_s), forced=True)
+        try:
+            match rung.step:
+                case "power button":
+                    self.press_power_button()
+                case "quit":
+                    with self._vmm() as vmm:
+                        vmm.quit()
+                case "terminate":
+                    process.send_signal(self.vmm_identity, 15)
+                case "kill":
+                    process.send_signal(self.vmm_identity, 9)
+        except HypervisorError as exc:
+            log.warning("stop step failed step=%r task=%s: %s", rung.step, self.id, exc)
+
+    def kill(self) -> None:
+        """SIGKILL to the VMM; its end is then reported as that signal."""
+        process.send_signal(self.vmm_identity, 9)
+
+    def note(self, kind: str, text: str, *, forced: bool = False) -> None:
+        """Have the keeper tell an event and remember it for the verdict. A missing keeper is no reason to fail."""
+        with contextlib.suppress(OSError, HypervisorError), keeper.Connection.open(self.run.control) as connection:
+            connection.ask("note", kind=kind, text=text, forced=forced)
+
+    def destroy(self) -> None:
+        """Take back everything of this start, running or not. Raises HostError when something is left."""
+        with files.locked(self.paths.lock):
+            _destroy(self.paths, self.layout, self.id)
+
+    def wait(self, timeout_s: float) -> ExitRecord | None:
+        """Wait for the end; None when the machine still runs then."""
+        if not process.wait_gone(self.vmm_identity, timeout_s):
+            return None
+        return self.settle()
+
+    def stop(self, timeout_s: float) -> ExitRecord | None:
+        """Climb the ladder until the machine has ended; for callers without an event loop."""
+        for rung in ladder(timeout_s):
+            self.climb(rung, timeout_s)
+            if (record := self.wait(rung.wait_s)) is not None:
+                return record
+        return None
+
+
+class Machines:
+    """All machines of one data directory."""
+
+    def __init__(self, settings: HostSettings, choose: Choose, attach: Callable[[str, Path], Vmm]) -> None:
+        self._settings = settings
+        self._layout = settings.layout
+        self._choose = choose
+        self._attach = attach
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    def start(self, spec: MachineSpec) -> Machine:
+        """Start a machine and let its guest run. A second call with the same id returns what the first one made.
+
+        Raises VmError; whatever was made until then is gone again.
+        """
+        paths = self._layout.machine(spec.name)
+        _make_private(self._layout.machines)
+        _make_private(paths.root)
+        with files.locked(paths.lock):
+            if (machine := self._already_started(paths, spec.id)) is not None:
+                return machine
+            postflight.clear(paths, self._layout)
+            paths.exit_record.unlink(missing_ok=True)
+            Mark(name=spec.name, owner=spec.owner, alive_while=str(spec.alive_while or "")).save(paths.mark)
+            try:
+                return self._start(spec, paths)
+            except OSError as exc:
+                raise _translate(exc) from exc
+            finally:
+                keeper.reap()
+
+    def _already_started(self, paths: MachinePaths, machine_id: str) -> Machine | None:
+        record = load_machine(paths.record)
+        if record is None or record.id != machine_id:
+            return None
+        machine = self._machine(record, paths)
+        if record.boot_id == process.boot_id() and machine.run.committed.exists():
+            if not machine.running():
+                machine.settle_locked()
+            return machine
+        return machine if machine.exit_record() is not None else None
+
+    def _start(self, spec: MachineSpec, paths: MachinePaths) -> Machine:
+        hypervisor, reason = self._choose(spec)
+        run = self._layout.run(spec.id)
+        journal = Journal(paths.journal, postflight.actions(self._layout))
+        with journal.rollback_on_error(), ExitStack() as ours:
+            failpoint.hit("start.journal")
+            journal.note("run_dir.remove", path=str(run.root))
+            _make_private(run.root.parent)
+            run.root.mkdir(mode=0o700)
+            failpoint.hit("start.run_dir")
+
+            who = self._credentials(hypervisor, paths, journal)
+            res = self._resources(spec, paths, run, who, ours)
+            failpoint.hit("start.files")
+            groups = cgroup.paths_for(cgroup.read_layout(), run_key(spec.id))
+            for path in (*groups.vmm, *groups.keeper):
+                journal.note("cgroup.remove", path=str(path))
+            cgroup.create((*groups.vmm, *groups.keeper))
+            failpoint.hit("start.cgroups")
+
+            plan = hypervisor.plan(spec, res, reason=reason)
+            journal.note("machine.end", run_dir=str(run.root))
+            keeper_plan = _keeper_plan(spec, plan, paths, run, groups)
+            try:
+                lease, vmm_identity = keeper.start_keeper(keeper_plan)
+            except LaunchError as exc:
+                raise self._explained(exc, spec) from exc
+            ours.enter_context(lease)
+            failpoint.hit("start.spawned")
+            try:
+                vmm = hypervisor.attach(run.root)
+                ours.callback(vmm.close)
+                _verify(vmm, spec)
+                failpoint.hit("start.verified")
+                vmm.boot()
+            except HypervisorError as exc:
+                raise self._explained(_with_last_words(exc, lease), spec) from exc
+            failpoint.hit("start.booted")
+            record = MachineRecord(
+                id=spec.id,
+                name=spec.name,
+                owner=spec.owner,
+                boot_id=process.boot_id(),
+                started_at=time.time(),
+                run_dir=str(run.root),
+                hypervisor=hypervisor.name,
+                reason=reason,
+                vcpus=spec.vcpus,
+                memory_mib=spec.memory_mib,
+                uid=who.uid,
+                vmm_pid=vmm_identity.pid,
+                vmm_start_time=vmm_identity.start_time,
+                alive_while=str(spec.alive_while or ""),
+            )
+            record.save(paths.record)
+            failpoint.hit("start.recorded")
+            try:
+                lease.commit()
+            except HypervisorError:
+                paths.record.unlink()  # it was no start after all
+                raise
+            failpoint.hit("start.committed")
+        return self._machine(record, paths)
+
+    def _credentials(self, hypervisor: Hypervisor, paths: MachinePaths, journal: Journal) -> Credentials:
+        if self._settings.vm_uids is not None:
+            with files.locked(self._layout.uids_lock):
+                uid = credentials.pick_uid(self._settings.vm_uids, self._held_uids())
+                journal.note("uid.free", path=str(paths.uid))
+                files.write_atomic(paths.uid, str(uid).encode())
+            who = Credentials(uid=uid, gid=uid)
+        else:
+            who = credentials.for_user(self._settings.vm_user) or credentials.ours()
+        return credentials.with_kvm(who) if hypervisor.accel == "kvm" else who
+
+    def _held_uids(self) -> set[int]:
+        held = set()
+        for path in self._layout.machines.glob("*/*/uid"):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # freed meanwhile, or cut short by a power failure
+                held.add(int(path.read_text()))
+        return held
+
+    def _resources(
+        self, spec: MachineSpec, paths: MachinePaths, run: RunPaths, who: Credentials, ours: ExitStack
+    ) -> Resources:
+        """Make everything the VMM gets. Open files go to `ours` one by one: a later step may raise."""
+
+        def keep(file: OpenFile | None) -> None:
+            if file is not None:
+                ours.callback(os.close, file.fd)
+
+        disks: list[DiskAttachment] = []
+        if spec.root is not None:
+            _make_private(paths.disk_dir)
+            limit = self._settings.image_max_size_bytes
+            disks.append(prepare_root(spec.root, paths.disk_dir, max_virtual_bytes=limit))
+            keep(disks[-1].file)
+            keep(disks[-1].backing)
+        if spec.seed is not None:
+            disks.append(write_seed(paths.seed, seed_files(spec.seed, spec.nics)))
+            keep(disks[-1].file)
+        boot = None
+        if spec.boot is not None:
+            _make_private(paths.boot_dir)
+            boot = stage_boot(spec.boot, paths.boot_dir, owner_uid=who.uid, owner_gid=who.gid)
+            keep(boot.kernel)
+            keep(boot.initrd)
+        nics = tuple(attach_user(nic, index) for index, nic in enumerate(spec.nics))
+        return Resources(run_dir=run.root, credentials=who, boot=boot, disks=tuple(disks), nics=nics)
+
+    def _explained(self, exc: HypervisorError, spec: MachineSpec) -> VmError:
+        for nic in spec.nics:
+            if (sentence_ := explain_forward_failure(exc.log_tail, nic)) is not None:
+                return NoCapacityError(sentence_)
+        return exc
+
+    # -- later ---------------------------------------------------------------------------------------------------
+
+    def recover(self, name: str, machine_id: str) -> Machine:
+        """Find a machine that an earlier process started; it may have ended meanwhile.
+
+        Raises HostError when nothing is known of it.
+        """
+        machine = self.find(name)
+        if machine is None or machine.id != machine_id:
+            raise HostError(f"no record of machine {machine_id} in {self._layout.machine(name).root}")
+        return machine
+
+    def destroy(self, name: str, machine_id: str) -> None:
+        """Take back everything of that very start, running or not, known to this process or not.
+
+        Does nothing when the machine's directory belongs to another start by now. Raises HostError when something is
+        left.
+        """
+        paths = self._layout.machine(name)
+        if not paths.root.exists():
+            return
+        with files.locked(paths.lock):
+            _destroy(paths, self._layout, machine_id)
+
+    def records(self) -> list[MachineRecord]:
+        """Every machine of the data directory, whoever owns it."""
+        found = (load_machine(path) for path in sorted(self._layout.machines.glob("*/*/machine.json")))
+        return [record for record in found if record is not None]
+
+    def find(self, name: str) -> Machine | None:
+        """The machine of that name, whichever start it was; None when none came to run."""
+        paths = self._layout.machine(name)
+        record = load_machine(paths.record)
+        return None if record is None else self._machine(record, paths)
+
+    def marks(self) -> list[Mark]:
+        """Every machine's directory, also of those that never came to run."""
+        found = (load_mark(path) for path in self._layout.machines.glob("*/*/mark.json"))
+        return [mark for mark in found if mark is not None]
+
+    def remove(self, name: str) -> None:
+        """End what runs in a machine's directory and remove it, disks and all. Raises HostError."""
+        paths = self._layout.machine(name)
+        with files.locked(paths.lock):
+            postflight.clear(paths, self._layout)
+            shutil.rmtree(paths.root)
+        with contextlib.suppress(OSError):
+            paths.root.parent.rmdir()  # the alloc's, once its last machine is gone
+
+    def _machine(self, record: MachineRecord, paths: MachinePaths) -> Machine:
+        return Machine(record, paths, self._layout, lambda run_dir: self._attach(record.hypervisor, run_dir))
+
+
+def _destroy(paths: MachinePaths, layout: Layout, machine_id: str) -> None:
+    record = load_machine(paths.record)
+    if record is not None and record.id != machine_id:
+        postflight.end_run(layout.run(machine_id))  # another start has the directory by now
+    else:
+        postflight.clear(paths, layout)
+    keeper.reap()
+
+
+def _make_private(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _keeper_plan(
+    spec: MachineSpec, plan: LaunchPlan, paths: MachinePaths, run: RunPaths, groups: cgroup.MachineGroups
+) -> KeeperPlan:
+    return KeeperPlan(
+        id=spec.id,
+        run_dir=str(run.root),
+        exit_record=str(paths.exit_record),
+        stdout=str(spec.stdout),
+        stderr=str(spec.stderr),
+        argv=list(plan.argv),
+        files=dict(plan.files),
+        listeners=dict(plan.listeners),
+        environment=dict(plan.environment),
+        uid=plan.credentials.uid,
+        gid=plan.credentials.gid,
+        groups=list(plan.credentials.groups),
+        cgroups=[str(path) for path in groups.vmm],
+        keeper_cgroups=[str(path) for path in groups.keeper],
+        monitor=plan.monitor,
+        channel=plan.channel,
+        on_reboot=plan.on_reboot,
+        on_panic=plan.on_panic,
+    )
+
+
+def _verify(vmm: Vmm, spec: MachineSpec) -> None:
+    threads = vmm.vcpus()
+    if len(threads) != spec.vcpus:
+        raise LaunchError(f"the VMM runs {len(threads)} vCPU threads, expected {spec.vcpus}")
+
+
+def _with_last_words(exc: HypervisorError, lease: keeper.Lease) -> HypervisorError:
+    """A VMM that ends while it is held says why on its stderr, which the keeper passes on."""
+    with contextlib.suppress(OSError):
+        while (message := lease.receive(2.0)) is not None:
+            if words := str(message.get("stderr", "")).strip():
+                return LaunchError(words.splitlines()[-1], log_tail=words)
+            match message:
+                case {"exit": {"message": str(reason)}} if reason:
+                    return LaunchError(reason)
+    return exc
+
+
+def _translate(exc: OSError) -> VmError:
+    """An error of the host's that no part put into words."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return NoCapacityError(f"{exc.filename or 'host'}: {(exc.strerror or str(exc)).lower()}")
+    return HostError(f"{exc.filename or 'host'}: {(exc.strerror or str(exc)).lower()}")

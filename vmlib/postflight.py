@@ -1,0 +1,94 @@
+"""Taking back what a start of a machine made, by whoever is there to do it: the undo actions behind the journal."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vmlib import cgroup, files, process
+from vmlib.errors import HostError
+from vmlib.journal import Journal
+from vmlib.paths import Layout, MachinePaths, RunPaths
+
+_KEEPER_S = 5.0  # for a keeper to write down the end of a VMM that was killed
+_KILLED_S = 10.0
+
+
+def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
+    """Every undo that a journal of this data directory may name."""
+
+    def remove_run_dir(path: str) -> None:
+        # Only what lies directly in our own run directory: a damaged journal must not cost anything else.
+        if Path(path).parent != layout.runs:
+            raise HostError(f"{path} is not beneath {layout.runs}")
+        # It says which process is the VMM: as long as that lives, somebody must be able to find it.
+        who = process.load_identity(RunPaths(Path(path)).vmm)
+        if who is not None and process.alive(who):
+            raise HostError(f"{path} belongs to process {who.pid}, which still runs")
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+    def free_uid(path: str) -> None:
+        if Path(path).name != "uid" or layout.machines not in Path(path).parents:
+            raise HostError(f"{path} is not beneath {layout.machines}")
+        Path(path).unlink(missing_ok=True)
+
+    return {
+        "run_dir.remove": remove_run_dir,
+        "uid.free": free_uid,
+        "cgroup.remove": lambda path: _remove_cgroup(Path(path)),
+        "machine.end": lambda run_dir: end_run(RunPaths(Path(run_dir))),
+    }
+
+
+def clear(paths: MachinePaths, layout: Layout) -> None:
+    """Take back what the last start in this directory made. Its disks and its exit record stay.
+
+    Raises HostError when something could not be taken back; it is then tried again at the next call.
+    """
+    failures = Journal(paths.journal, actions(layout)).unwind()
+    if failures:
+        raise HostError(f"{paths.root}: {failures[0]}", hint="`chv gc` tries again")
+    paths.record.unlink(missing_ok=True)
+
+
+def end_run(run: RunPaths) -> None:
+    """End the VMM and the keeper of one start. Raises HostError when one of them survives SIGKILL."""
+    _kill(run.vmm)
+    if not _keeper_gone(run, _KEEPER_S):
+        if (kept := process.load_identity(run.keeper)) is not None:
+            process.send_signal(kept, 9)
+        if not _keeper_gone(run, _KILLED_S):
+            raise HostError(f"the keeper of {run.root} does not end")
+    # A keeper that was about to start the VMM may have done it in between.
+    _kill(run.vmm)
+
+
+def _kill(identity_file: Path) -> None:
+    who = process.load_identity(identity_file)
+    if who is None:
+        return
+    process.send_signal(who, 9)
+    if not process.wait_gone(who, _KILLED_S):
+        raise HostError(f"process {who.pid} survives SIGKILL")
+
+
+def _keeper_gone(run: RunPaths, timeout_s: float) -> bool:
+    """Wait until no keeper holds the machine. By its lock, which one that has not said its name yet holds as well."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with files.locked(run.keeper_lock, blocking=False):
+                return True
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(0.02)
+
+
+def _remove_cgroup(path: Path) -> None:
+    cgroup.kill_all(path)
+    cgroup.remove(path)
