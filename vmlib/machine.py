@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmlib import cgroup, credentials, failpoint, files, postflight, process
 from vmlib.disk.root import prepare_root
-from vmlib.disk.seed import seed_files, write_seed
+from vmlib.disk.seed import seed_files, with_user_data, write_seed
 from vmlib.disk.stage import stage_boot
 from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, VmError
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, VcpuThread, Vmm
@@ -33,6 +33,8 @@ from vmlib.resources import Credentials, DiskAttachment, OpenFile, Resources
 from vmlib.spec import MachineSpec
 
 log = logging.getLogger(__name__)
+
+_DATA_VERSION = "1"
 
 Choose = Callable[[MachineSpec], tuple[Hypervisor, str]]
 
@@ -225,6 +227,7 @@ class Machines:
         """
         paths = self._layout.machine(spec.name)
         _make_private(self._layout.machines)
+        _check_version(self._layout.version)
         _make_private(paths.root)
         with files.locked(paths.lock):
             if (machine := self._already_started(paths, spec.id)) is not None:
@@ -349,7 +352,7 @@ class Machines:
             keep(disks[-1].file)
             keep(disks[-1].backing)
         if spec.seed is not None:
-            disks.append(write_seed(paths.seed, seed_files(spec.seed, spec.nics)))
+            disks.append(write_seed(paths.seed, seed_files(with_user_data(spec.seed), spec.nics)))
             keep(disks[-1].file)
         boot = None
         if spec.boot is not None:
@@ -426,6 +429,20 @@ def _destroy(paths: MachinePaths, layout: Layout, machine_id: str) -> None:
     else:
         postflight.clear(paths, layout)
     keeper.reap()
+
+
+def _check_version(path: Path) -> None:
+    """A later version may keep its things otherwise; writing into them would break them."""
+    try:
+        found = path.read_text().strip()
+    except FileNotFoundError:
+        files.write_atomic(path, f"{_DATA_VERSION}\n".encode())
+        return
+    if found != _DATA_VERSION:
+        raise HostError(
+            f"{path} says {found[:32]!r}, expected {_DATA_VERSION}",
+            hint="the data directory is of another version of chv: use that, or another data_dir",
+        )
 
 
 def _make_private(path: Path) -> None:

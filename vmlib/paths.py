@@ -120,6 +120,10 @@ class Layout:
     run_dir: Path
 
     @property
+    def version(self) -> Path:
+        return self.data_dir / "version"
+
+    @property
     def machines(self) -> Path:
         return self.data_dir / "machines"
 

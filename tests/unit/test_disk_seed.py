@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmlib.disk.seed import MAX_FILE_BYTES, load_user_data, seed_files
+from vmlib.disk.seed import MAX_FILE_BYTES, load_user_data, seed_files, with_user_data
 from vmlib.errors import SpecError
 from vmlib.spec import FileRef, NicSpec, SeedSpec
 
@@ -106,3 +106,17 @@ def test_user_data_of_exactly_the_cap_is_read_and_one_byte_more_is_not(tmp_path:
     assert len(load_user_data(FileRef(root=tmp_path, relative="fits"))) == MAX_FILE_BYTES
     with pytest.raises(SpecError, match=r"user_data = '.*/large': 1048577 bytes, expected at most 1048576"):
         load_user_data(FileRef(root=tmp_path, relative="large"))
+
+
+def test_user_data_of_a_file_reaches_the_seed_byte_for_byte(tmp_path: Path) -> None:
+    text = b"#!/bin/sh\r\necho '\xff ${x}'\n"
+    (tmp_path / "user-data").write_bytes(text)
+    spec = SeedSpec(
+        instance_id="i", hostname="h", user_data_file=FileRef(root=tmp_path, relative="user-data"), user_data=None
+    )
+    assert seed_files(with_user_data(spec))["user-data"] == text
+
+
+def test_user_data_that_is_given_inline_stays_as_it_is() -> None:
+    spec = SeedSpec(instance_id="i", hostname="h", user_data=b"#cloud-config\n")
+    assert with_user_data(spec) is spec

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def seed_files(spec: SeedSpec, nics: Sequence[NicSpec] = ()) -> dict[str, bytes]
         if len(data) > MAX_FILE_BYTES:
             raise SpecError(f"{_KEY_OF_FILE[name]}: {len(data)} bytes in {name}, expected at most {MAX_FILE_BYTES}")
     return files
+
+
+def with_user_data(spec: SeedSpec) -> SeedSpec:
+    """The same with the user-data read from its file, if it was given as one. Raises SpecError."""
+    if spec.user_data_file is None:
+        return spec
+    return replace(spec, user_data=load_user_data(spec.user_data_file), user_data_file=None)
 
 
 def load_user_data(ref: FileRef) -> bytes:

@@ -1,0 +1,56 @@
+"""`chv inspect ID`: all there is to know about one machine. Nomad has no place for most of it."""
+
+import argparse
+from typing import Any
+
+from driver.cli.common import add_common, find_machine, load_config, print_json, print_pairs, state_of
+from vmlib.errors import HypervisorError
+from vmlib.machine import Machine
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("inspect", help="show one machine")
+    parser.add_argument("id", metavar="ID", help="alloc id or a prefix of it; ALLOC/TASK where that is not enough")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    facts = describe(find_machine(load_config(args), args.id))
+    if args.json:
+        print_json(facts)
+    else:
+        print_pairs(facts)
+    return 0
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """The keys are a contract. Disks and nics come with their issues."""
+    record = machine.record
+    facts: dict[str, Any] = {
+        "id": record.id,
+        "task": record.name,
+        "owner": record.owner,
+        "hypervisor": record.hypervisor,
+        "reason": record.reason,
+        "pid": record.vmm_pid,
+        "uid": record.uid,
+        "state": state_of(machine),
+        "level": "shared",
+        "memory_mib": record.memory_mib,
+        "vcpus": _vcpus(machine),
+        "addresses": list(record.addresses),
+    }
+    if (ended := machine.exit_record()) is not None:
+        facts["exit"] = {"code": ended.exit_code, "signal": ended.signal, "message": ended.message}
+    return facts
+
+
+def _vcpus(machine: Machine) -> list[dict[str, Any]]:
+    """A shared machine's vCPUs have no core of their own."""
+    if not machine.running():
+        return []
+    try:
+        return [{"vcpu": one.index, "core": None, "tid": one.thread_id} for one in machine.vcpus()]
+    except HypervisorError:
+        return []

@@ -1,0 +1,352 @@
+"""What operator and job asked for, as frozen values: decoded, checked as far as that goes without a host or a task."""
+
+import os
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from driver.decode import Complaints, decode, path_of_label
+from driver.schema import PATH_MAX_BYTES, PLUGIN, TASK
+from driver.units import parse_duration, parse_size
+from vmlib.errors import HostError, SpecError
+from vmlib.spec import DiskFormat, OnPanic, OnReboot, RootMode
+
+# A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
+_SOCKET_PATH_MAX_BYTES = 107
+_SOCKET_TAIL_BYTES = 40
+_MAX_VCPUS = 255
+_MAX_UID = (1 << 32) - 2  # the one above means "nobody in particular" to the kernel
+
+_NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
+_USER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
+_UID_RANGE = re.compile(r"([0-9]{1,10}) ?- ?([0-9]{1,10})")
+_HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+_FORMAT_OF_SUFFIX: dict[str, DiskFormat] = {".raw": "raw", ".qcow2": "qcow2"}
+_KEYS_OF_LATER_MODES = {
+    "parent": "macvtap",
+    "macvtap_mode": "macvtap",
+    "filter": "macvtap or bridge",
+    "host_shim": "macvtap",
+    "bridge": "bridge",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserNetwork:
+    """A network of the operator's on which the VMM itself is the router."""
+
+    name: str
+    mode: Literal["user"] = "user"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginConfig:
+    """The plugin block."""
+
+    data_dir: Path
+    run_dir: Path
+    hypervisor: str  # "auto", or the only one that this node may use
+    vm_uids: range | None  # one for each machine
+    vm_user: str  # without vm_uids: one for all
+    qemu_binary: str
+    qemu_accel: Literal["auto", "kvm", "tcg"]
+    image_max_size_bytes: int
+    image_paths: tuple[Path, ...]
+    default_network: str
+    networks: Mapping[str, UserNetwork]
+    orphan_grace_s: float
+    gc_dry_run: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceConfig:
+    """One network_interface block."""
+
+    network: str
+    mac: str = ""  # lower case; "" = derived from the alloc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskConfig:
+    """The task's config block. Paths are as the job wrote them; `driver.translate` knows what they lead to."""
+
+    image: str = ""
+    image_format: DiskFormat = "raw"  # means nothing without image
+    root_mode: RootMode = "overlay"
+    root_size_bytes: int | None = None
+    kernel: str = ""
+    initrd: str = ""
+    cmdline: str = ""
+    vcpus: int | None = None
+    placement: Literal["exclusive", "shared"] = "exclusive"
+    hostname: str = ""
+    ssh_authorized_keys: tuple[str, ...] = ()
+    user_data: str = field(default="", repr=False)
+    network_config: str = field(default="", repr=False)
+    network_interfaces: tuple[InterfaceConfig, ...] = ()
+    on_reboot: OnReboot = "restart"
+    on_panic: OnPanic = "exit"
+    agent: bool = True
+    hypervisor: str = ""
+
+
+def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
+    """The operator's block; an empty map gives the defaults. Raises HostError with every complaint, one a line.
+
+    Looks at nothing of the host, so that the same bytes get the same verdict whenever they come.
+    """
+    complaints = Complaints()
+    values = decode(msgpack_config, PLUGIN, complaints, with_hidden=_with_fake())
+    networks = _networks(complaints, values["network"])
+    _check_default_network(complaints, values["default_network"], networks)
+    config = PluginConfig(
+        data_dir=_directory(complaints, "data_dir", values["data_dir"]),
+        run_dir=_run_dir(complaints, values["run_dir"]),
+        hypervisor=values["hypervisor"],
+        vm_uids=_uids(complaints, values["vm_uids"]),
+        vm_user=_user(complaints, values["vm_user"]),
+        qemu_binary=_binary(complaints, "qemu.binary", values["qemu"]["binary"]),
+        qemu_accel=values["qemu"]["accel"],
+        image_max_size_bytes=_size(complaints, "image_max_size", values["image_max_size"]),
+        image_paths=_image_paths(complaints, values["image_paths"]),
+        default_network=values["default_network"],
+        networks=networks,
+        orphan_grace_s=_duration(complaints, "gc.orphan_grace", values["gc"]["orphan_grace"]),
+        gc_dry_run=values["gc"]["dry_run"],
+    )
+    if config.data_dir == config.run_dir and not complaints.any_about("data_dir", "run_dir"):
+        complaints.add("run_dir", "expected another directory than data_dir", value=str(config.run_dir))
+    complaints.raise_as(HostError)
+    return config
+
+
+def decode_task_config(msgpack_config: bytes) -> TaskConfig:
+    """The job's block. Raises SpecError with every complaint, one a line."""
+    complaints = Complaints()
+    values = decode(msgpack_config, TASK, complaints, with_hidden=_with_fake())
+    _check_boot(complaints, values)
+    _check_user_data(complaints, values["user_data"])
+    _check_hostname(complaints, values["hostname"])
+    _check_ssh_keys(complaints, values["ssh_authorized_keys"])
+    config = TaskConfig(
+        image=values["image"],
+        image_format=_image_format(complaints, values["image"], values["image_format"]),
+        root_mode=values["root_mode"],
+        root_size_bytes=_size(complaints, "root_size", values["root_size"]) if values["root_size"] else None,
+        kernel=values["kernel"],
+        initrd=values["initrd"],
+        cmdline=values["cmdline"],
+        vcpus=_vcpus(complaints, values["vcpus"]),
+        placement=values["placement"],
+        hostname=values["hostname"],
+        ssh_authorized_keys=values["ssh_authorized_keys"],
+        user_data=values["user_data"],
+        network_config=values["network_config"],
+        network_interfaces=_interfaces(complaints, values["network_interface"]),
+        on_reboot=values["on_reboot"],
+        on_panic=values["on_panic"],
+        agent=values["agent"],
+        hypervisor=values["hypervisor"],
+    )
+    complaints.raise_as(SpecError)
+    return config
+
+
+def is_inline(user_data: str) -> bool:
+    """True for a text that is the user-data itself and not the path of a file that holds it."""
+    return user_data.startswith(("#", "{"))
+
+
+def _with_fake() -> bool:
+    return os.environ.get("CHV_ENABLE_FAKE") == "1"
+
+
+# -- of both blocks --------------------------------------------------------------------------------------------------
+
+
+def _size(complaints: Complaints, key: str, text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError as exc:
+        complaints.add(key, str(exc), value=text)
+        return 1
+    if size == 0:
+        complaints.add(key, "expected more than nothing", value=text)
+    return size
+
+
+def _duration(complaints: Complaints, key: str, text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as exc:
+        complaints.add(key, str(exc), value=text)
+        return 0.0
+
+
+# -- plugin block ----------------------------------------------------------------------------------------------------
+
+
+def _directory(complaints: Complaints, key: str, text: str) -> Path:
+    if not text.startswith("/") or ".." in text.split("/"):
+        complaints.add(key, 'expected an absolute path without ".."', value=text)
+    return Path(posixpath.normpath("/" + text.lstrip("/")))
+
+
+def _run_dir(complaints: Complaints, text: str) -> Path:
+    path = _directory(complaints, "run_dir", text)
+    most = _SOCKET_PATH_MAX_BYTES - _SOCKET_TAIL_BYTES
+    if (size := len(os.fsencode(path))) > most:
+        complaints.add(
+            "run_dir", f"{size} bytes, expected at most {most} (the path of a socket in it has a limit)", value=text
+        )
+    return path
+
+
+def _uids(complaints: Complaints, text: str) -> range | None:
+    if not text:
+        return None
+    match = _UID_RANGE.fullmatch(text)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= first <= last <= _MAX_UID:
+        complaints.add("vm_uids", "expected a range of uids without 0, such as 200000-265535", value=text)
+        return None
+    return range(first, last + 1)
+
+
+def _user(complaints: Complaints, text: str) -> str:
+    if text and not _USER_NAME.fullmatch(text):
+        complaints.add("vm_user", "expected the name of a user", value=text)
+    return text
+
+
+def _binary(complaints: Complaints, key: str, text: str) -> str:
+    if not text or ("/" in text and not text.startswith("/")):
+        complaints.add(key, "expected the name of a program or an absolute path", value=text)
+    return text
+
+
+def _image_paths(complaints: Complaints, texts: tuple[str, ...]) -> tuple[Path, ...]:
+    paths: list[Path] = []
+    for index, text in enumerate(texts):
+        path = _directory(complaints, f"image_paths[{index}]", text)
+        if path in paths:
+            complaints.add(f"image_paths[{index}]", f"the same as image_paths[{paths.index(path)}]", value=text)
+        paths.append(path)
+    return tuple(paths)
+
+
+def _networks(complaints: Complaints, blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, UserNetwork]:
+    for name, block in blocks.items():
+        path = path_of_label("network", name)
+        if name == "alloc":
+            complaints.add(path, "this name stands for the alloc's own network, expected another")
+        elif not _NETWORK_NAME.fullmatch(name):
+            complaints.add(path, "expected a name of at most 32 letters, digits, - and _")
+        if complaints.any_about(f"{path}.mode"):
+            continue
+        for key, mode in _KEYS_OF_LATER_MODES.items():
+            if block[key]:
+                complaints.add(f"{path}.{key}", f"belongs to a network with mode {mode}", value=block[key])
+    return {name: UserNetwork(name=name) for name in blocks}
+
+
+def _check_default_network(complaints: Complaints, name: str, networks: Mapping[str, UserNetwork]) -> None:
+    if name and name not in networks and not complaints.any_about("network"):
+        complaints.add("default_network", f"expected the name of a network block, {known(networks)}", value=name)
+
+
+def known(names: Mapping[str, object]) -> str:
+    """`which are: a, b`, for a name that is none of them."""
+    return f"which are: {', '.join(sorted(names))}" if names else "of which there are none"
+
+
+# -- task block ------------------------------------------------------------------------------------------------------
+
+
+def _check_boot(complaints: Complaints, values: Mapping[str, Any]) -> None:
+    for key in ("image", "kernel", "initrd", "user_data"):
+        if str(values[key]).startswith("nfs://"):
+            complaints.not_built(key, values[key])
+    if not values["image"] and not values["kernel"] and not complaints.any_about("image", "kernel"):
+        complaints.add("image", "expected image (boots from the disk) or kernel (boots it directly), both are missing")
+    if not values["kernel"] and not complaints.any_about("kernel"):
+        for key in ("initrd", "cmdline"):
+            if values[key]:
+                complaints.add(key, "works with kernel only, which is missing", value=values[key])
+    if values["kernel"] and values["firmware"]:
+        complaints.add(
+            "firmware", "a kernel is booted without firmware, expected one of the two", value=values["firmware"]
+        )
+    if not values["image"] and not complaints.any_about("image"):
+        for key, default in (("image_format", ""), ("root_mode", "overlay"), ("root_size", "")):
+            if values[key] != default:
+                complaints.add(key, "works with image only, which is missing", value=values[key])
+
+
+def _image_format(complaints: Complaints, image: str, image_format: str) -> DiskFormat:
+    if image_format:
+        return cast(DiskFormat, image_format)
+    by_suffix = _FORMAT_OF_SUFFIX.get(posixpath.splitext(image)[1].lower())
+    if image and by_suffix is None and not complaints.any_about("image", "image_format"):
+        complaints.add(
+            "image_format", f"expected raw or qcow2, because the name {posixpath.basename(image)!r} does not say"
+        )
+    return by_suffix or "raw"
+
+
+def _vcpus(complaints: Complaints, count: int | None) -> int | None:
+    if count is not None and not 1 <= count <= _MAX_VCPUS:
+        complaints.add(
+            "vcpus",
+            f"expected 1 to {_MAX_VCPUS} (more need interrupt remapping, which machines do not have)",
+            value=count,
+        )
+    return count
+
+
+def _check_hostname(complaints: Complaints, name: str) -> None:
+    if name and not all(_HOST_LABEL.fullmatch(label) for label in name.split(".")):
+        complaints.add(
+            "hostname", "expected letters, digits and inner -, at most 63 between two dots (RFC 1123)", value=name
+        )
+
+
+def _check_user_data(complaints: Complaints, text: str) -> None:
+    """Text that is not inline is a path, and says so when it cannot be one; it may hold secrets and is not shown."""
+    if not is_inline(text) and ("\n" in text or len(text.encode()) > PATH_MAX_BYTES):
+        complaints.add(
+            "user_data", "expected the path of a file, or text that starts with # or {", value=text, secret=True
+        )
+
+
+def _check_ssh_keys(complaints: Complaints, keys: tuple[str, ...]) -> None:
+    for index, key in enumerate(keys):
+        if len(key.split()) < 2:
+            complaints.add(
+                f"ssh_authorized_keys[{index}]",
+                "expected a line such as: ssh-ed25519 AAAA… name",
+                value=key,
+                secret=True,
+            )
+
+
+def _interfaces(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[InterfaceConfig, ...]:
+    seen: dict[str, int] = {}
+    interfaces = []
+    for index, block in enumerate(blocks):
+        path = f"network_interface[{index}]"
+        if not block["network"] and not complaints.any_about(f"{path}.network"):
+            complaints.add(f"{path}.network", "expected the name of a network of the plugin block, it is missing")
+        mac = block["mac"].lower()
+        if mac and (not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00"):
+            complaints.add(f"{path}.mac", "expected a unicast address such as 52:54:00:12:34:56", value=block["mac"])
+        elif mac in seen:
+            complaints.add(f"{path}.mac", f"the same as network_interface[{seen[mac]}].mac", value=block["mac"])
+        if mac:
+            seen.setdefault(mac, index)
+        interfaces.append(InterfaceConfig(network=block["network"], mac=mac))
+    return tuple(interfaces)

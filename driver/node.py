@@ -1,0 +1,148 @@
+"""This node as the driver knows it: the operator's config, what the host can do, and the machines on it."""
+
+import asyncio
+import logging
+import os
+import time
+from typing import Literal, cast
+
+from driver.config import PluginConfig, decode_plugin_config
+from driver.fingerprint import NodeFacts
+from driver.handle import Handle
+from driver.offload import Offload
+from vmlib import credentials
+from vmlib.errors import HostError
+from vmlib.hypervisor.base import Hypervisor
+from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
+from vmlib.machine import HostSettings, Machine, Machines
+from vmlib.paths import Layout
+from vmlib.spec import MachineSpec
+from vmlib.sweep import Sweeper
+
+log = logging.getLogger(__name__)
+
+Owner = Literal["nomad", "dev", "run"]
+
+_SWEEP_S = 20.0
+_GONE_S = 60.0  # Nomad removes an alloc's directory and may still talk about the task
+
+
+def owner_of_this_process() -> Owner:
+    """Whose machines this plugin starts and sweeps: the embedded host says so in the environment."""
+    owner = os.environ.get("CHV_OWNER", "nomad")
+    if owner not in ("nomad", "dev", "run"):
+        raise HostError(f"CHV_OWNER = {owner!r}: expected nomad, dev or run")
+    return cast(Owner, owner)
+
+
+def hypervisor_settings(config: PluginConfig) -> HypervisorSettings:
+    return HypervisorSettings(hypervisor=config.hypervisor, qemu_binary=config.qemu_binary, accel=config.qemu_accel)
+
+
+def unprivileged_warning(config: PluginConfig) -> str:
+    """What to say when no user was set up for the VMMs; empty when one was."""
+    if config.vm_uids is not None or credentials.for_user(config.vm_user) is not None:
+        return ""
+    return f"machines run as uid {os.getuid()}: set vm_uids in the plugin block, or create the user {config.vm_user!r}"
+
+
+class Node:
+    """Set up by SetConfig, probed in the background. Everything in here follows from config and host."""
+
+    def __init__(self, offload: Offload) -> None:
+        self.owner = owner_of_this_process()
+        self.offload = offload
+        self.config = decode_plugin_config(b"\x80")
+        self.mhz = 0.0
+        self._offers: Offer | None = None
+        self._probing = asyncio.Lock()
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def configure(self, config: PluginConfig) -> None:
+        """Same verdict on every launch: nothing of the host is looked at here."""
+        self.config = config
+        self._offers = None
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.config.data_dir, self.config.run_dir)
+
+    def handle(self, machine: Machine) -> Handle:
+        return Handle(data_dir=str(self.config.data_dir), run_dir=str(self.config.run_dir), name=machine.record.name)
+
+    # -- machines ------------------------------------------------------------------------------------------------
+
+    def machines(self, layout: Layout | None = None) -> Machines:
+        """The machines of our data directory, or of the one that an older handle names."""
+        settings = HostSettings(
+            layout=layout or self.layout,
+            vm_uids=self.config.vm_uids,
+            vm_user=self.config.vm_user,
+            image_max_size_bytes=self.config.image_max_size_bytes,
+        )
+        return Machines(settings, self._choose, attach)
+
+    def _choose(self, spec: MachineSpec) -> tuple[Hypervisor, str]:
+        """Called from the threads that start machines."""
+        if self._offers is None:
+            self._offers = probe_offers(hypervisor_settings(self.config))
+        return choose(spec, self._offers)
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    def quick_facts(self) -> NodeFacts:
+        """What can be said without starting a program."""
+        return NodeFacts(networks=self._networks(), warnings=self._warnings())
+
+    async def facts(self) -> NodeFacts:
+        """Everything, by real probes. Safe to call again: what did not change is not probed again."""
+        async with self._probing:
+            self._offers = await self.offload("probe", probe_offers, hypervisor_settings(self.config))
+        offers = self._offers
+        usable = offers.usable
+        return NodeFacts(
+            hypervisors=tuple(dict.fromkeys(hypervisor.name for hypervisor in usable)),
+            qemu_version=next((h.version for h in usable if h.name == "qemu"), ""),
+            accel=usable[0].accel if usable else "",
+            networks=self._networks(),
+            problems=() if usable else tuple(offers.reasons),
+            warnings=self._warnings(),
+        )
+
+    def _networks(self) -> tuple[tuple[str, str], ...]:
+        return tuple((name, "user") for name in self.config.networks)
+
+    def _warnings(self) -> tuple[str, ...]:
+        warning = unprivileged_warning(self.config)
+        return (warning,) if warning else ()
+
+    # -- sweep ---------------------------------------------------------------------------------------------------
+
+    def start_sweeping(self) -> None:
+        """Begin to look after what nobody wants any more; called once this process is the one that serves tasks."""
+        if self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._sweep_for_ever(), name="sweep")
+
+    def _sweeper(self, *, gone_s: float) -> Sweeper:
+        return Sweeper(
+            machines=self.machines(),
+            owner=self.owner,
+            gone_s=gone_s,
+            orphan_grace_s=self.config.orphan_grace_s,
+            dry_run=self.config.gc_dry_run,
+        )
+
+    async def _sweep_for_ever(self) -> None:
+        # The embedded host removes an alloc's directory once all is over; nobody speaks of the task after that.
+        sweeper = self._sweeper(gone_s=0.0 if self.owner == "dev" else _GONE_S)
+        while True:
+            try:
+                await self.offload("probe", sweeper.sweep, time.monotonic())
+            except Exception:
+                log.exception("sweep failed")
+            await asyncio.sleep(_SWEEP_S)
+
+    async def last_sweep(self) -> None:
+        """What the embedded host's plugin does before it ends, so that nothing is left of a job."""
+        if self.owner == "dev" and self._sweeping is not None:
+            await self.offload("stop", self._sweeper(gone_s=0.0).sweep, time.monotonic())

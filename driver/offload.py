@@ -1,0 +1,25 @@
+"""Where blocking work goes: bounded threads, one kind apart from the other, so that none waits for another's kind."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Lane = Literal["start", "recover", "stop", "stats", "probe"]
+_THREADS: dict[Lane, int] = {"start": 8, "recover": 4, "stop": 16, "stats": 2, "probe": 2}
+
+
+class Offload:
+    """Runs synchronous functions beside the event loop."""
+
+    def __init__(self) -> None:
+        self._lanes = {
+            lane: ThreadPoolExecutor(threads, thread_name_prefix=f"chv-{lane}") for lane, threads in _THREADS.items()
+        }
+
+    async def __call__(self, lane: Lane, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._lanes[lane], lambda: func(*args, **kwargs))

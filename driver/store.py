@@ -1,0 +1,129 @@
+"""The tasks that this plugin process knows, and the watch over each: a connection to its keeper, not a thread."""
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+
+from driver._pb import driver_pb2 as pb
+from driver.events import EventHub, TaskEvent
+from driver.offload import Offload
+from vmlib.errors import HypervisorError
+from vmlib.machine import Machine
+from vmlib.record import ExitRecord
+
+log = logging.getLogger(__name__)
+
+_MAX_MESSAGE = 1 << 20
+_RETRY_S = 0.5  # between attempts to find out what became of a keeper
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One task of Nomad's and its machine."""
+
+    config: pb.TaskConfig
+    machine: Machine
+    ended: asyncio.Future[ExitRecord]
+    started_at: float  # seconds since the epoch
+    watch: asyncio.Task[None] | None = None
+    stopping: asyncio.Lock = field(default_factory=asyncio.Lock)
+    forgotten: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def id(self) -> str:
+        return self.config.id
+
+    @property
+    def exit_record(self) -> ExitRecord | None:
+        return self.ended.result() if self.ended.done() else None
+
+
+class Store:
+    """Tasks by id. Everything in here can be lost: it is found again from disk and keepers."""
+
+    def __init__(self, events: EventHub, offload: Offload) -> None:
+        self._tasks: dict[str, Task] = {}
+        self._events = events
+        self._offload = offload
+
+    def get(self, task_id: str) -> Task | None:
+        return self._tasks.get(task_id)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def add(self, config: pb.TaskConfig, machine: Machine) -> Task:
+        """Know a task from now on, and watch its machine to its end."""
+        task = Task(config, machine, asyncio.get_running_loop().create_future(), machine.record.started_at)
+        self._tasks[config.id] = task
+        task.watch = asyncio.create_task(self._watch(task), name=f"watch {config.id}")
+        return task
+
+    async def forget(self, task_id: str) -> None:
+        """Stop watching; WaitTask calls that are still open get an answer."""
+        task = self._tasks.pop(task_id, None)
+        if task is None:
+            return
+        if task.watch is not None:
+            task.watch.cancel()
+            await asyncio.gather(task.watch, return_exceptions=True)
+        if not task.ended.done():
+            record = task.machine.exit_record()
+            task.ended.set_result(record or _destroyed(task))
+        task.forgotten.set()
+
+    def tell(self, task: Task, message: str, **annotations: str) -> None:
+        """Send an event of ours about a task."""
+        self._publish(task, message, time.time(), annotations)
+
+    def _publish(self, task: Task, message: str, at: float, annotations: dict[str, str]) -> None:
+        self._events.publish(
+            TaskEvent(
+                task_id=task.id,
+                alloc_id=task.config.alloc_id,
+                task_name=task.config.name,
+                message=message,
+                at=at,
+                annotations=annotations,
+            )
+        )
+
+    async def _watch(self, task: Task) -> None:
+        """Follow the keeper; when it is gone, find out why, and have another one take its place."""
+        while not task.ended.done():
+            try:
+                await self._follow(task)
+            except OSError as exc:
+                log.debug("keeper not reached task=%s: %s", task.id, exc)
+            if task.ended.done():
+                return
+            try:
+                record = await self._offload("stop", task.machine.settle)
+            except (HypervisorError, OSError) as exc:
+                log.warning("machine has no keeper task=%s: %s", task.id, exc)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            if record is not None and not task.ended.done():
+                task.ended.set_result(record)
+
+    async def _follow(self, task: Task) -> None:
+        """Take what the keeper says until it says no more. Raises OSError when it cannot be reached."""
+        reader, writer = await asyncio.open_unix_connection(str(task.machine.run.control), limit=_MAX_MESSAGE)
+        try:
+            writer.write(b'{"op": "subscribe"}\n')
+            while line := await reader.readline():
+                match json.loads(line):
+                    case {"event": {"seq": int(seq), "kind": str(kind), "text": str(text), "at": at}}:
+                        self._publish(task, text, float(at), {"kind": kind})
+                        writer.write(json.dumps({"op": "ack", "seq": seq}).encode() + b"\n")
+                    case {"exit": dict(record)}:
+                        task.ended.set_result(ExitRecord.from_message(record))
+                        return
+        finally:
+            writer.close()
+
+
+def _destroyed(task: Task) -> ExitRecord:
+    return ExitRecord(id=task.id, at=time.time(), exit_code=137, signal=9, message="the task was destroyed")

@@ -1,0 +1,314 @@
+"""The Driver service of Nomad: one short method for each RPC, blocking work off the loop."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+
+from driver import translate
+from driver._pb import base_pb2, driver_pb2_grpc
+from driver._pb import driver_pb2 as pb
+from driver.config import decode_plugin_config, decode_task_config
+from driver.errors import NotFoundError, UnimplementedError, rpc
+from driver.events import EventHub
+from driver.fingerprint import fingerprint
+from driver.handle import Handle
+from driver.node import Node
+from driver.offload import Offload
+from driver.schema import task_spec
+from driver.signals import signal_action, understood
+from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
+from driver.stats import Sample, host_mhz, mhz_of, sample, usage
+from driver.store import Store, Task
+from vmlib.errors import HostError, SpecError
+from vmlib.ladder import ladder
+from vmlib.machine import Machine
+from vmlib.process import load_identity
+
+log = logging.getLogger(__name__)
+
+_REPROBE_S = 30.0
+_TASK_ID = re.compile(r"(?P<alloc>[^/]+)/(?P<task>.+)/(?P<start>[0-9a-f]{8})", re.DOTALL)
+# Nomad passes it on in a websocket's close frame, which holds 123 bytes: a longer text arrives as `unexpected EOF`.
+_NO_EXEC = "exec is not built yet in this version of chv, use SSH to the guest"
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class TaskDriver(driver_pb2_grpc.DriverServicer):
+    """Everything it knows can be found again from disk and keepers, so it may be killed between any two lines."""
+
+    def __init__(self) -> None:
+        self.offload = Offload()
+        self.node = Node(self.offload)
+        self.events = EventHub()
+        self.store = Store(self.events, self.offload)
+        self._starting: dict[str, asyncio.Task[Task]] = {}
+
+    async def configure(self, msgpack_config: bytes, nomad: base_pb2.NomadConfig | None) -> None:
+        """SetConfig. The same bytes get the same verdict on every launch."""
+        self.node.configure(decode_plugin_config(msgpack_config or b"\x80"))
+        self.node.mhz = mhz_of(nomad) or host_mhz()
+
+    # -- what we are ---------------------------------------------------------------------------------------------
+
+    @rpc
+    async def Init(self, request: pb.InitRequest, context: Context) -> pb.InitResponse:
+        return pb.InitResponse()
+
+    @rpc
+    async def Shutdown(self, request: pb.ShutdownRequest, context: Context) -> pb.ShutdownResponse:
+        await self.node.last_sweep()
+        return pb.ShutdownResponse()
+
+    @rpc
+    async def TaskConfigSchema(
+        self, request: pb.TaskConfigSchemaRequest, context: Context
+    ) -> pb.TaskConfigSchemaResponse:
+        return pb.TaskConfigSchemaResponse(spec=task_spec())
+
+    @rpc
+    async def Capabilities(self, request: pb.CapabilitiesRequest, context: Context) -> pb.CapabilitiesResponse:
+        return pb.CapabilitiesResponse(capabilities=capabilities())
+
+    @rpc
+    async def Fingerprint(
+        self, request: pb.FingerprintRequest, context: Context
+    ) -> AsyncIterator[pb.FingerprintResponse]:
+        # Only the launch that serves tasks is asked for this; the ones that only check the config must not sweep.
+        self.node.start_sweeping()
+        last = fingerprint(self.node.quick_facts())
+        yield fingerprint_response(last)
+        while True:
+            now = fingerprint(await self.node.facts())
+            if now != last:
+                last = now
+                yield fingerprint_response(now)
+            await asyncio.sleep(_REPROBE_S)
+
+    @rpc
+    async def TaskEvents(self, request: pb.TaskEventsRequest, context: Context) -> AsyncIterator[pb.DriverTaskEvent]:
+        async for event in self.events.stream():
+            yield task_event(event)
+
+    # -- a task's life -------------------------------------------------------------------------------------------
+
+    @rpc
+    async def StartTask(self, request: pb.StartTaskRequest, context: Context) -> pb.StartTaskResponse:
+        config = request.task
+        task = self.store.get(config.id)
+        if task is None:
+            starting = self._starting.get(config.id)
+            if starting is None:
+                starting = asyncio.create_task(self._start(config), name=f"start {config.id}")
+                self._starting[config.id] = starting
+                starting.add_done_callback(lambda _: self._starting.pop(config.id, None))
+            # A caller that goes away must not leave a machine that nobody knows of.
+            task = await asyncio.shield(starting)
+        return pb.StartTaskResponse(
+            result=pb.StartTaskResponse.SUCCESS, handle=self._task_handle(task), network_override=None
+        )
+
+    async def _start(self, config: pb.TaskConfig) -> Task:
+        options = decode_task_config(config.msgpack_driver_config)
+        spec = translate.machine_spec(config, options, self.node.config, owner=self.node.owner)
+        machine = await self.offload("start", self.node.machines().start, spec)
+        task = self.store.add(config, machine)
+        record = machine.record
+        self.store.tell(
+            task,
+            f"machine started: {record.reason}, pid {record.vmm_pid}",
+            kind="machine started",
+            hypervisor=record.hypervisor,
+            pid=str(record.vmm_pid),
+        )
+        self.store.tell(
+            task,
+            f"cores: shared, {_count(record.vcpus, 'vCPU')} over all CPUs of the node (whole cores are not built yet)",
+            kind="cores",
+        )
+        if found := translate.lints(config, options, self.node.config):
+            self.store.tell(task, f"lint: {'; '.join(found)}", kind="lint")
+        return task
+
+    def _task_handle(self, task: Task) -> pb.TaskHandle:
+        return pb.TaskHandle(
+            version=1, config=task.config, state=pb.RUNNING, driver_state=self.node.handle(task.machine).encode()
+        )
+
+    @rpc
+    async def RecoverTask(self, request: pb.RecoverTaskRequest, context: Context) -> pb.RecoverTaskResponse:
+        config = request.handle.config
+        if self.store.get(config.id) is None:
+            handle = Handle.decode(request.handle.driver_state)
+            # Reads two small files in the data directory: neither the VMM, its disks nor a network is touched.
+            machine = await self.offload("recover", self.node.machines(handle.layout).recover, handle.name, config.id)
+            if self.store.get(config.id) is None:  # a second call may have been faster
+                self.store.add(config, machine)
+        return pb.RecoverTaskResponse()
+
+    @rpc
+    async def WaitTask(self, request: pb.WaitTaskRequest, context: Context) -> pb.WaitTaskResponse:
+        record = await asyncio.shield(self._known(request.task_id).ended)
+        return pb.WaitTaskResponse(result=exit_result(record), err=record.message)
+
+    @rpc
+    async def StopTask(self, request: pb.StopTaskRequest, context: Context) -> pb.StopTaskResponse:
+        task = self.store.get(request.task_id)
+        if task is None:
+            await self._destroy_unknown(request.task_id)
+            return pb.StopTaskResponse()
+        timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9
+        async with task.stopping:
+            await self._stop(task, timeout_s, at_once=signal_action(request.signal) == "kill")
+        return pb.StopTaskResponse()
+
+    async def _stop(self, task: Task, timeout_s: float, *, at_once: bool) -> None:
+        for rung in ladder(timeout_s):
+            if task.ended.done():
+                return
+            if at_once and not rung.forced:
+                continue
+            await self.offload("stop", task.machine.climb, rung, timeout_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(task.ended), rung.wait_s)
+        if not task.ended.done() and not task.machine.running():
+            # Its keeper hangs, or it would have told the end.
+            record = await self.offload("stop", task.machine.settle)
+            if record is not None and not task.ended.done():
+                task.ended.set_result(record)
+        if not task.ended.done():
+            raise HostError(f"machine of task {task.id} survives SIGKILL", hint="look at its VMM's state in ps")
+
+    @rpc
+    async def DestroyTask(self, request: pb.DestroyTaskRequest, context: Context) -> pb.DestroyTaskResponse:
+        if (starting := self._starting.get(request.task_id)) is not None:
+            await asyncio.gather(starting, return_exceptions=True)
+        task = self.store.get(request.task_id)
+        if task is None:
+            await self._destroy_unknown(request.task_id)
+            return pb.DestroyTaskResponse()
+        if not task.ended.done() and not request.force:
+            raise SpecError(f"task {task.id} still runs", hint="stop it first, or use force")
+        machine = task.machine
+        await self.offload("stop", machine.destroy)
+        await self.store.forget(task.id)
+        return pb.DestroyTaskResponse()
+
+    async def _destroy_unknown(self, task_id: str) -> None:
+        """After a refused RecoverTask this is all that keeps the old machine from running beside the new one."""
+        if (parts := _TASK_ID.fullmatch(task_id)) is None:
+            return
+        name = translate.machine_name(parts["alloc"], parts["task"])
+        await self.offload("stop", self.node.machines().destroy, name, task_id)
+
+    # -- looking at a task ---------------------------------------------------------------------------------------
+
+    @rpc
+    async def InspectTask(self, request: pb.InspectTaskRequest, context: Context) -> pb.InspectTaskResponse:
+        task = self._known(request.task_id)
+        return pb.InspectTaskResponse(
+            task=task_status(task.id, task.config.name, task.started_at, task.exit_record),
+            driver=pb.TaskDriverStatus(attributes=_attributes(task.machine)),
+        )
+
+    @rpc
+    async def TaskStats(self, request: pb.TaskStatsRequest, context: Context) -> AsyncIterator[pb.TaskStatsResponse]:
+        task = self._known(request.task_id)
+        interval_s = max(0.1, request.collection_interval.seconds + request.collection_interval.nanos / 1e9)
+        before: dict[str, Sample | None] = {}
+        while not task.ended.done():
+            now = await self.offload("stats", _samples, task.machine)
+            if now:
+                uses = {name: usage(before.get(name), taken) for name, taken in now.items()}
+                before = dict(now)
+                yield task_stats(task.id, uses, mhz=self.node.mhz)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(task.ended), interval_s)
+        # A stream that ends is called again at once; this one waits until the task is forgotten.
+        await task.forgotten.wait()
+
+    # -- doing something to a task -------------------------------------------------------------------------------
+
+    @rpc
+    async def SignalTask(self, request: pb.SignalTaskRequest, context: Context) -> pb.SignalTaskResponse:
+        machine = self._known(request.task_id).machine
+        match signal_action(request.signal):
+            case "power button":
+                await self.offload("stop", machine.press_power_button)
+            case "pause":
+                await self.offload("stop", machine.pause)
+            case "resume":
+                await self.offload("stop", machine.resume)
+            case "kill":
+                await self.offload("stop", machine.kill)
+            case "agent":
+                raise UnimplementedError(
+                    f"signal {request.signal}: is for the guest agent, which is not built yet; now: {understood()}"
+                )
+            case None:
+                raise SpecError(f"signal {request.signal}: means nothing to a machine, expected one of {understood()}")
+        return pb.SignalTaskResponse()
+
+    @rpc
+    async def ExecTask(self, request: pb.ExecTaskRequest, context: Context) -> pb.ExecTaskResponse:
+        raise UnimplementedError(_NO_EXEC)
+
+    @rpc
+    async def ExecTaskStreaming(
+        self, requests: AsyncIterator[pb.ExecTaskStreamingRequest], context: Context
+    ) -> AsyncIterator[pb.ExecTaskStreamingResponse]:
+        # Not before its setup was read: a client that cannot send it reports an end of file and hides our text.
+        async for _ in requests:
+            raise UnimplementedError(_NO_EXEC)
+        answers: tuple[pb.ExecTaskStreamingResponse, ...] = ()
+        for answer in answers:
+            yield answer  # makes this a stream
+
+    @rpc
+    async def CreateNetwork(self, request: pb.CreateNetworkRequest, context: Context) -> pb.CreateNetworkResponse:
+        raise UnimplementedError("chv makes no networks for groups: Nomad does that")
+
+    @rpc
+    async def DestroyNetwork(self, request: pb.DestroyNetworkRequest, context: Context) -> pb.DestroyNetworkResponse:
+        raise UnimplementedError("chv makes no networks for groups: Nomad does that")
+
+    def _known(self, task_id: str) -> Task:
+        task = self.store.get(task_id)
+        if task is None:
+            raise NotFoundError(f"task {task_id}: not known to this driver")
+        return task
+
+
+def build() -> TaskDriver:
+    """The one driver of this process; needs a running loop."""
+    return TaskDriver()
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _attributes(machine: Machine) -> dict[str, str]:
+    record = machine.record
+    return {
+        "hypervisor": record.hypervisor,
+        "reason": record.reason,
+        "pid": str(record.vmm_pid),
+        "vcpus": str(record.vcpus),
+        "memory_mib": str(record.memory_mib),
+        "level": "shared",
+    }
+
+
+def _samples(machine: Machine) -> dict[str, Sample]:
+    """One look at the machine's processes; empty when it is gone."""
+    now = time.monotonic()
+    processes = {"vmm": machine.vmm_identity, "keeper": load_identity(machine.run.keeper)}
+    taken = {name: sample(who, now) for name, who in processes.items() if who is not None}
+    return {name: one for name, one in taken.items() if one is not None}

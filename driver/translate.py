@@ -1,0 +1,240 @@
+"""From Nomad's words to vmlib's: a task of Nomad's and its decoded config become a MachineSpec. Pure."""
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from driver._pb import driver_pb2 as pb
+from driver.config import InterfaceConfig, PluginConfig, TaskConfig, is_inline, known
+from driver.decode import Complaints
+from vmlib.errors import SpecError
+from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward, RootDisk, SeedSpec
+
+_MIN_MEMORY_MIB = 16
+_NAME_MAX_BYTES = 128
+_DIGEST_DIGITS = 16
+_LABEL_MAX_BYTES = 63
+_DEFAULT_CMDLINE = "console=ttyS0"
+_TASK_DIRS = ("local", "secrets")
+
+
+def machine_spec(
+    task: pb.TaskConfig, options: TaskConfig, plugin: PluginConfig, *, owner: Literal["nomad", "dev", "run"]
+) -> MachineSpec:
+    """The machine that a task asks for. Raises SpecError with every complaint, one a line."""
+    complaints = Complaints()
+    if "/" in task.name or task.name in ("", ".", ".."):
+        complaints.add("task", "expected a name that can be a directory", value=task.name)
+    finder = _Finder(complaints, task, plugin)
+    spec = MachineSpec(
+        id=task.id,
+        name=machine_name(task.alloc_id, task.name),
+        owner=owner,
+        vcpus=options.vcpus or 1,
+        memory_mib=_memory_mib(complaints, task),
+        boot=_boot(finder, options),
+        root=_root(finder, options),
+        seed=_seed(finder, task, options),
+        nics=_nics(complaints, task, options, plugin),
+        hypervisor=options.hypervisor,
+        on_reboot=options.on_reboot,
+        on_panic=options.on_panic,
+        stdout=Path(task.stdout_path or "/dev/null"),
+        stderr=Path(task.stderr_path or "/dev/null"),
+        alive_while=Path(task.alloc_dir),
+    )
+    complaints.raise_as(SpecError)
+    return spec
+
+
+def lints(task: pb.TaskConfig, options: TaskConfig, plugin: PluginConfig) -> list[str]:
+    """What will work, but perhaps not as its author thinks."""
+    found = []
+    if task.resources.ports and not options.network_interfaces and not plugin.default_network:
+        labels = ", ".join(port.label for port in task.resources.ports)
+        found.append(f"ports {labels} lead nowhere: the machine has no network_interface")
+    if options.network_config and not options.network_interfaces and not plugin.default_network:
+        found.append("network_config configures nothing: the machine has no network_interface")
+    return found
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def machine_name(alloc_id: str, task_name: str) -> str:
+    """`ALLOC/TASK`, the same over all starts of the task and safe as two directories.
+
+    Letters, digits, `_`, `-` and single inner dots stand for themselves; every other byte is %XX. A part of more than
+    128 bytes is cut and ends in `~` and a digest of the whole.
+    """
+    return f"{_safe(alloc_id)}/{_safe(task_name)}"
+
+
+def _safe(part: str) -> str:
+    escaped = quote(part, safe="").replace("~", "%7E")
+    if escaped.startswith(".") or ".." in escaped:
+        escaped = escaped.replace(".", "%2E")
+    if len(escaped) <= _NAME_MAX_BYTES:
+        return escaped or "%"
+    digest = hashlib.sha256(part.encode()).hexdigest()[:_DIGEST_DIGITS]
+    return f"{escaped[: _NAME_MAX_BYTES - _DIGEST_DIGITS - 1]}~{digest}"
+
+
+def derived_mac(alloc_id: str, task_name: str, index: int) -> str:
+    """The address of interface number `index` of a task: 46 bits of a hash, locally administered, unicast."""
+    digest = hashlib.sha256("\0".join((alloc_id, task_name, str(index))).encode()).digest()
+    first = digest[0] & 0xFC | 0x02
+    return ":".join(f"{byte:02x}" for byte in (first, *digest[1:6]))
+
+
+def default_hostname(job_name: str, task_name: str) -> str:
+    """`JOB-TASK` as one label of a host name: lower case, other characters become -, at most 63."""
+    text = re.sub(r"[^a-z0-9]+", "-", f"{job_name}-{task_name}".lower())
+    return text.strip("-")[:_LABEL_MAX_BYTES].strip("-") or "machine"
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+class _Finder:
+    """Finds what a path in a job leads to: the task's own directories, or one that the operator named."""
+
+    def __init__(self, complaints: Complaints, task: pb.TaskConfig, plugin: PluginConfig) -> None:
+        self._complaints = complaints
+        self._task_dir = Path(task.alloc_dir) / task.name
+        self._shared_dir = Path(task.alloc_dir) / "alloc"
+        self._image_paths = plugin.image_paths
+
+    def find(self, key: str, text: str) -> FileRef:
+        path = posixpath.normpath(text)
+        parts = path.strip("/").split("/")
+        if ".." in text.split("/"):
+            self._complaints.add(key, 'expected a path without ".."', value=text)
+        elif parts[0] == "alloc":
+            return FileRef(root=self._shared_dir, relative="/".join(parts[1:]) or ".")
+        elif not path.startswith("/") or parts[0] in _TASK_DIRS:
+            return FileRef(root=self._task_dir, relative="/".join(parts))
+        else:
+            return self._of_the_operator(key, text, Path("/", *parts))
+        return FileRef(root=self._task_dir, relative=".")
+
+    def _of_the_operator(self, key: str, text: str, path: Path) -> FileRef:
+        roots = [root for root in self._image_paths if path.is_relative_to(root)]
+        if roots:
+            # The innermost: what holds a file most closely also lets the fewest links through.
+            root = max(roots, key=lambda root: len(root.parts))
+            return FileRef(root=root, relative=str(path.relative_to(root)))
+        named = f": {', '.join(map(str, self._image_paths))}" if self._image_paths else " (this node has none)"
+        self._complaints.add(
+            key,
+            f"expected a path in local/, secrets/ or alloc/ of the task, or beneath one of image_paths{named}",
+            value=text,
+        )
+        return FileRef(root=self._task_dir, relative=".")
+
+
+def _boot(finder: _Finder, options: TaskConfig) -> DirectBoot | None:
+    if not options.kernel:
+        return None
+    return DirectBoot(
+        kernel=finder.find("kernel", options.kernel),
+        initrd=finder.find("initrd", options.initrd) if options.initrd else None,
+        cmdline=options.cmdline or _DEFAULT_CMDLINE,
+    )
+
+
+def _root(finder: _Finder, options: TaskConfig) -> RootDisk | None:
+    if not options.image:
+        return None
+    return RootDisk(
+        image=finder.find("image", options.image),
+        format=options.image_format,
+        mode=options.root_mode,
+        size_bytes=options.root_size_bytes,
+    )
+
+
+def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> SeedSpec | None:
+    """Only for a job that sets one of its keys: a guest that knows no cloud-init sees no disk it did not ask for."""
+    if not (options.hostname or options.ssh_authorized_keys or options.user_data or options.network_config):
+        return None
+    user_data, user_data_file = None, None
+    if is_inline(options.user_data):
+        user_data = options.user_data.encode()
+    elif options.user_data:
+        user_data_file = finder.find("user_data", options.user_data)
+    return SeedSpec(
+        # cloud-init makes a directory of that name.
+        instance_id=machine_name(task.alloc_id, task.name).replace("/", "-"),
+        hostname=options.hostname or default_hostname(task.job_name, task.name),
+        ssh_authorized_keys=options.ssh_authorized_keys,
+        user_data=user_data,
+        user_data_file=user_data_file,
+        network_config=options.network_config.encode() if options.network_config else None,
+        environment={**task.device_env, **task.env},
+    )
+
+
+# -- resources -------------------------------------------------------------------------------------------------------
+
+
+def _memory_mib(complaints: Complaints, task: pb.TaskConfig) -> int:
+    memory_mib = task.resources.allocated_resources.memory.memory_mb
+    if memory_mib < _MIN_MEMORY_MIB:
+        complaints.add("memory", f"expected at least {_MIN_MEMORY_MIB} MiB in resources", value=memory_mib)
+    return memory_mib
+
+
+def _nics(
+    complaints: Complaints, task: pb.TaskConfig, options: TaskConfig, plugin: PluginConfig
+) -> tuple[NicSpec, ...]:
+    interfaces: Sequence[InterfaceConfig] = options.network_interfaces
+    if not interfaces and plugin.default_network:
+        interfaces = (InterfaceConfig(network=plugin.default_network),)
+    _check_alloc_network(complaints, task, interfaces)
+    nics: list[NicSpec] = []
+    for index, interface in enumerate(interfaces):
+        network = plugin.networks.get(interface.network)
+        if network is None:
+            complaints.add(
+                f"network_interface[{index}].network",
+                f"expected a network of this node's plugin block, {known(plugin.networks)}",
+                value=interface.network,
+            )
+            continue
+        nics.append(
+            NicSpec(
+                network=network.name,
+                mode=network.mode,
+                mac=interface.mac or derived_mac(task.alloc_id, task.name, index),
+                forwards=() if nics else _forwards(task),
+            )
+        )
+    return tuple(nics)
+
+
+def _check_alloc_network(complaints: Complaints, task: pb.TaskConfig, interfaces: Sequence[InterfaceConfig]) -> None:
+    """A group with a network namespace of its own: Nomad sends its ports there, and no machine can be in it yet."""
+    if task.network_isolation_spec.path and (not interfaces or task.resources.ports):
+        complaints.add(
+            "network",
+            "the group has a network namespace of its own, into which chv cannot plug a machine yet: leave `mode` out"
+            " of the group's network block, and plug the machine into a network of the plugin block",
+        )
+
+
+def _forwards(task: pb.TaskConfig) -> tuple[PortForward, ...]:
+    """All ports of the group. Without `to` (0, or -1 as Nomad has it) a port has the same number in the guest."""
+    return tuple(
+        PortForward(
+            label=port.label,
+            host_ip=port.host_ip,
+            host_port=port.value,
+            guest_port=port.to if port.to > 0 else port.value,
+        )
+        for port in task.resources.ports
+    )

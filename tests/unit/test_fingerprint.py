@@ -1,0 +1,49 @@
+"""What a node says of itself."""
+
+from driver import __version__
+from driver._pb import driver_pb2 as pb
+from driver.fingerprint import NodeFacts, fingerprint
+from driver.state import capabilities, fingerprint_response
+
+
+def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
+    found = fingerprint(
+        NodeFacts(hypervisors=("qemu",), qemu_version="7.2.22", accel="tcg", networks=(("user0", "user"),))
+    )
+    assert found.health == "healthy"
+    assert found.text == "Healthy"
+    assert found.attributes == {
+        "driver.chv": True,
+        "driver.chv.version": __version__,
+        "driver.chv.hypervisors": "qemu",
+        "driver.chv.qemu.version": "7.2.22",
+        "driver.chv.accel": "tcg",
+        "driver.chv.network.user0": "user",
+    }
+
+
+def test_a_node_without_a_hypervisor_says_what_to_do_and_gets_no_jobs() -> None:
+    found = fingerprint(NodeFacts(problems=("qemu: not on PATH",), warnings=("w",)))
+    assert (found.health, found.text) == ("unhealthy", "qemu: not on PATH")
+
+
+def test_a_warning_is_shown_but_keeps_nobody_from_running() -> None:
+    found = fingerprint(NodeFacts(hypervisors=("qemu",), warnings=("machines run as uid 0: …",)))
+    assert (found.health, found.text) == ("healthy", "machines run as uid 0: …")
+
+
+def test_the_reply_keeps_the_types_of_attributes() -> None:
+    reply = fingerprint_response(fingerprint(NodeFacts(accel="kvm")))
+    assert reply.health == pb.FingerprintResponse.HEALTHY
+    assert reply.attributes["driver.chv"].bool_val is True
+    assert reply.attributes["driver.chv.accel"].string_val == "kvm"
+
+
+def test_capabilities_are_those_of_the_design() -> None:
+    have = capabilities()
+    assert have.fs_isolation == pb.DriverCapabilities.IMAGE
+    assert list(have.network_isolation_modes) == [pb.NetworkIsolationSpec.HOST, pb.NetworkIsolationSpec.GROUP]
+    assert not have.must_create_network
+    assert have.send_signals
+    assert have.exec
+    assert have.mount_configs == pb.DriverCapabilities.ANY_MOUNTS

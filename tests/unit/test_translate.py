@@ -1,0 +1,409 @@
+"""From a task of Nomad's to a MachineSpec: paths, ports, links, names and the seed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driver._pb import driver_pb2 as pb
+from driver.config import InterfaceConfig, PluginConfig, TaskConfig, UserNetwork, decode_plugin_config
+from driver.translate import default_hostname, derived_mac, lints, machine_name, machine_spec
+from vmlib.errors import SpecError
+from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward, RootDisk, SeedSpec
+
+ALLOC = "5f0e1c2a-1111-2222-3333-444455556666"
+ALLOC_DIR = Path("/var/nomad/alloc") / ALLOC
+TASK_DIR = ALLOC_DIR / "vm"
+KERNEL = TaskConfig(kernel="local/vmlinuz")
+DEFAULTS = decode_plugin_config(b"\x80")
+
+
+def a_task(**fields: Any) -> pb.TaskConfig:
+    known: dict[str, Any] = {
+        "id": f"{ALLOC}/vm/0a1b2c3d",
+        "name": "vm",
+        "alloc_id": ALLOC,
+        "alloc_dir": str(ALLOC_DIR),
+        "job_name": "web",
+        "stdout_path": "/x/out.fifo",
+        "stderr_path": "/x/err.fifo",
+        "resources": resources(),
+    }
+    return pb.TaskConfig(**known | fields)
+
+
+def resources(*ports: pb.PortMapping, memory_mb: int = 512) -> pb.Resources:
+    memory = pb.AllocatedMemoryResources(memory_mb=memory_mb)
+    return pb.Resources(allocated_resources=pb.AllocatedTaskResources(memory=memory), ports=ports)
+
+
+def a_plugin(
+    *networks: str, default_network: str = "", image_paths: tuple[str, ...] = ("/srv/images", "/mnt/i")
+) -> PluginConfig:
+    fields = {field: getattr(DEFAULTS, field) for field in DEFAULTS.__dataclass_fields__}
+    return PluginConfig(
+        **fields
+        | {
+            "networks": {name: UserNetwork(name=name) for name in networks},
+            "default_network": default_network,
+            "image_paths": tuple(Path(path) for path in image_paths),
+        }
+    )
+
+
+def spec_of(options: TaskConfig, plugin: PluginConfig | None = None, **fields: Any) -> MachineSpec:
+    return machine_spec(a_task(**fields), options, plugin or a_plugin(), owner="nomad")
+
+
+def refused(options: TaskConfig, plugin: PluginConfig | None = None, **fields: Any) -> str:
+    with pytest.raises(SpecError) as exc:
+        spec_of(options, plugin, **fields)
+    return str(exc.value)
+
+
+def test_a_kernel_alone_makes_a_machine_without_disk_seed_or_link() -> None:
+    assert spec_of(KERNEL) == MachineSpec(
+        id=f"{ALLOC}/vm/0a1b2c3d",
+        name=f"{ALLOC}/vm",
+        owner="nomad",
+        vcpus=1,
+        memory_mib=512,
+        boot=DirectBoot(kernel=FileRef(root=TASK_DIR, relative="local/vmlinuz"), initrd=None, cmdline="console=ttyS0"),
+        stdout=Path("/x/out.fifo"),
+        stderr=Path("/x/err.fifo"),
+        alive_while=ALLOC_DIR,
+    )
+
+
+def test_everything_a_job_may_say_reaches_the_machine() -> None:
+    options = TaskConfig(
+        image="/srv/images/debian.qcow2",
+        image_format="qcow2",
+        root_mode="copy",
+        root_size_bytes=20 << 30,
+        kernel="/local/vmlinuz",
+        initrd="/alloc/data/initrd",
+        cmdline="quiet",
+        vcpus=3,
+        hostname="web-1",
+        ssh_authorized_keys=("ssh-ed25519 AAAA",),
+        user_data="#cloud-config\n{}\n",
+        network_config="version: 2\n",
+        network_interfaces=(InterfaceConfig(network="u", mac="52:54:00:00:00:01"), InterfaceConfig(network="w")),
+        on_reboot="exit",
+        on_panic="restart",
+        hypervisor="qemu",
+    )
+    ports = (
+        pb.PortMapping(label="http", value=20001, to=80, host_ip="10.0.0.7"),
+        pb.PortMapping(label="same", value=20002, to=0, host_ip=""),
+        pb.PortMapping(label="also", value=20003, to=-1, host_ip=""),
+    )
+    spec = spec_of(
+        options,
+        a_plugin("u", "w", default_network="w"),
+        resources=resources(*ports),
+        env={"A": "task", "B": "2"},
+        device_env={"A": "device", "C": "3"},
+    )
+    assert spec == MachineSpec(
+        id=f"{ALLOC}/vm/0a1b2c3d",
+        name=f"{ALLOC}/vm",
+        owner="nomad",
+        vcpus=3,
+        memory_mib=512,
+        boot=DirectBoot(
+            kernel=FileRef(root=TASK_DIR, relative="local/vmlinuz"),
+            initrd=FileRef(root=ALLOC_DIR / "alloc", relative="data/initrd"),
+            cmdline="quiet",
+        ),
+        root=RootDisk(
+            image=FileRef(root=Path("/srv/images"), relative="debian.qcow2"),
+            format="qcow2",
+            mode="copy",
+            size_bytes=20 << 30,
+        ),
+        seed=SeedSpec(
+            instance_id=f"{ALLOC}-vm",
+            hostname="web-1",
+            ssh_authorized_keys=("ssh-ed25519 AAAA",),
+            user_data=b"#cloud-config\n{}\n",
+            network_config=b"version: 2\n",
+            environment={"A": "task", "B": "2", "C": "3"},
+        ),
+        nics=(
+            NicSpec(
+                network="u",
+                mode="user",
+                mac="52:54:00:00:00:01",
+                forwards=(
+                    PortForward(label="http", host_ip="10.0.0.7", host_port=20001, guest_port=80),
+                    PortForward(label="same", host_ip="", host_port=20002, guest_port=20002),
+                    PortForward(label="also", host_ip="", host_port=20003, guest_port=20003),
+                ),
+            ),
+            NicSpec(network="w", mode="user", mac=derived_mac(ALLOC, "vm", 1)),
+        ),
+        hypervisor="qemu",
+        on_reboot="exit",
+        on_panic="restart",
+        stdout=Path("/x/out.fifo"),
+        stderr=Path("/x/err.fifo"),
+        alive_while=ALLOC_DIR,
+    )
+
+
+# -- paths -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "relative"),
+    [
+        ("local/a.raw", TASK_DIR, "local/a.raw"),
+        ("/local/a.raw", TASK_DIR, "local/a.raw"),
+        ("//local//./a.raw", TASK_DIR, "local/a.raw"),
+        ("/secrets/a.raw", TASK_DIR, "secrets/a.raw"),
+        ("images/a.raw", TASK_DIR, "images/a.raw"),
+        ("a..b/c.raw", TASK_DIR, "a..b/c.raw"),
+        ("/alloc/data/a.raw", ALLOC_DIR / "alloc", "data/a.raw"),
+        ("alloc/data/a.raw", ALLOC_DIR / "alloc", "data/a.raw"),
+        ("/srv/images/deb/a.raw", Path("/srv/images"), "deb/a.raw"),
+        ("/mnt/i/a.raw", Path("/mnt/i"), "a.raw"),
+    ],
+)
+def test_a_path_leads_to_the_tasks_directories_or_the_operators(path: str, root: Path, relative: str) -> None:
+    spec = spec_of(TaskConfig(image=path))
+    assert spec.root is not None
+    assert spec.root.image == FileRef(root=root, relative=relative)
+
+
+def test_of_nested_image_paths_the_innermost_is_the_root() -> None:
+    spec = spec_of(TaskConfig(image="/srv/images/b/a.raw"), a_plugin(image_paths=("/", "/srv/images/b", "/srv")))
+    assert spec.root is not None
+    assert spec.root.image == FileRef(root=Path("/srv/images/b"), relative="a.raw")
+
+
+WHERE = "expected a path in local/, secrets/ or alloc/ of the task, or beneath one of image_paths"
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("/etc/a.raw", f"image = '/etc/a.raw': {WHERE}: /srv/images, /mnt/i"),
+        ("/srv/images2/a.raw", f"image = '/srv/images2/a.raw': {WHERE}: /srv/images, /mnt/i"),
+        (f"{TASK_DIR}/local/a.raw", f"image = '{TASK_DIR}/local/a.raw': {WHERE}: /srv/images, /mnt/i"),
+        ("../a.raw", "image = '../a.raw': expected a path without \"..\""),
+        ("local/../../x", "image = 'local/../../x': expected a path without \"..\""),
+        ("/srv/images/../x", "image = '/srv/images/../x': expected a path without \"..\""),
+        ("/local/..", "image = '/local/..': expected a path without \"..\""),
+    ],
+)
+def test_any_other_path_is_refused_with_what_is_allowed(path: str, complaint: str) -> None:
+    assert refused(TaskConfig(image=path)) == complaint
+
+
+def test_a_node_without_image_paths_says_so() -> None:
+    assert refused(TaskConfig(image="/x/a.raw"), a_plugin(image_paths=())) == (
+        f"image = '/x/a.raw': {WHERE} (this node has none)"
+    )
+
+
+@given(st.text(alphabet="a./lo\\ ", min_size=1, max_size=20))
+def test_no_path_gets_out_of_its_root(path: str) -> None:
+    try:
+        spec = spec_of(TaskConfig(image=path))
+    except SpecError:
+        return
+    assert spec.root is not None
+    ref = spec.root.image
+    assert ref.root in {TASK_DIR, ALLOC_DIR / "alloc", Path("/srv/images"), Path("/mnt/i")}
+    assert not ref.relative.startswith("/")
+    assert ".." not in ref.relative.split("/")
+
+
+def test_all_complaints_come_at_once() -> None:
+    options = TaskConfig(
+        kernel="/k",
+        initrd="../i",
+        image="/x/a.raw",
+        user_data="/u",
+        network_interfaces=(InterfaceConfig(network="lan"), InterfaceConfig(network="u")),
+    )
+    lines = refused(options, a_plugin("u", "w"), resources=resources(memory_mb=8)).splitlines()
+    assert lines == [
+        "memory = 8: expected at least 16 MiB in resources",
+        f"kernel = '/k': {WHERE}: /srv/images, /mnt/i",
+        "initrd = '../i': expected a path without \"..\"",
+        f"image = '/x/a.raw': {WHERE}: /srv/images, /mnt/i",
+        f"user_data = '/u': {WHERE}: /srv/images, /mnt/i",
+        "network_interface[0].network = 'lan': expected a network of this node's plugin block, which are: u, w",
+    ]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "..", ".", "", "a/b"])
+def test_a_task_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    assert refused(KERNEL, name=name) == f"task = {name!r}: expected a name that can be a directory"
+
+
+# -- links -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_an_interface_the_default_network_is_used_and_else_none() -> None:
+    assert spec_of(KERNEL, a_plugin("u")).nics == ()
+    assert spec_of(KERNEL, a_plugin("u", default_network="u")).nics == (
+        NicSpec(network="u", mode="user", mac=derived_mac(ALLOC, "vm", 0)),
+    )
+
+
+def test_a_network_that_the_operator_did_not_name_is_refused() -> None:
+    options = TaskConfig(kernel="local/k", network_interfaces=(InterfaceConfig(network="lan"),))
+    assert refused(options) == (
+        "network_interface[0].network = 'lan': expected a network of this node's plugin block, of which there are none"
+    )
+
+
+ISOLATED = pb.NetworkIsolationSpec(mode=pb.NetworkIsolationSpec.GROUP, path="/var/run/netns/x")
+NO_NAMESPACE = (
+    "network: the group has a network namespace of its own, into which chv cannot plug a machine yet: leave `mode` out"
+    " of the group's network block, and plug the machine into a network of the plugin block"
+)
+
+
+def test_a_group_with_a_namespace_of_its_own_is_refused_when_the_machine_would_have_to_be_in_it() -> None:
+    ports = resources(pb.PortMapping(label="http", value=20001))
+    on_u = a_plugin("u", default_network="u")
+    assert refused(KERNEL, network_isolation_spec=ISOLATED) == NO_NAMESPACE
+    assert refused(KERNEL, on_u, network_isolation_spec=ISOLATED, resources=ports) == NO_NAMESPACE
+    assert len(spec_of(KERNEL, on_u, network_isolation_spec=ISOLATED).nics) == 1
+    assert spec_of(KERNEL, network_isolation_spec=pb.NetworkIsolationSpec()).nics == ()
+
+
+@given(st.text(), st.text(), st.integers(0, 15))
+def test_a_derived_mac_is_unicast_local_and_the_same_each_time(alloc: str, task: str, index: int) -> None:
+    mac = derived_mac(alloc, task, index)
+    assert re.fullmatch(r"[0-9a-f][26ae](:[0-9a-f]{2}){5}", mac)
+    assert mac == derived_mac(alloc, task, index)
+
+
+def test_derived_macs_differ_by_alloc_task_and_index_and_never_change() -> None:
+    assert derived_mac(ALLOC, "vm", 0) == "d2:1a:68:0f:f1:a5"
+    macs = {derived_mac(*who) for who in ((ALLOC, "vm", 0), (ALLOC, "vm", 1), (ALLOC, "vm2", 0), ("b", "vm", 0))}
+    assert len(macs) == 4
+
+
+# -- seed ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TaskConfig(image="local/a.raw", hostname="h"),
+        TaskConfig(image="local/a.raw", ssh_authorized_keys=("ssh-ed25519 A",)),
+        TaskConfig(image="local/a.raw", user_data="#!/bin/sh"),
+        TaskConfig(image="local/a.raw", network_config="{}"),
+    ],
+)
+def test_each_key_of_the_seed_makes_one(options: TaskConfig) -> None:
+    assert spec_of(options).seed is not None
+
+
+def test_no_key_of_the_seed_makes_none() -> None:
+    assert spec_of(TaskConfig(image="local/a.raw"), env={"A": "1"}).seed is None
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh\necho ä\n", '{"a": 1}', "#cloud-config\r\n"])
+def test_inline_user_data_is_handed_on_byte_for_byte(text: str) -> None:
+    seed = spec_of(TaskConfig(kernel="local/k", user_data=text)).seed
+    assert seed is not None
+    assert (seed.user_data, seed.user_data_file) == (text.encode(), None)
+
+
+def test_other_user_data_is_the_path_of_a_file() -> None:
+    seed = spec_of(TaskConfig(kernel="local/k", user_data="/secrets/user-data")).seed
+    assert seed is not None
+    assert seed.user_data is None
+    assert seed.user_data_file == FileRef(root=TASK_DIR, relative="secrets/user-data")
+
+
+def test_another_start_of_the_task_is_the_same_instance_under_the_same_name() -> None:
+    options = TaskConfig(image="local/a.raw", hostname="h", network_interfaces=(InterfaceConfig(network="u"),))
+    first = spec_of(options, a_plugin("u"), id=f"{ALLOC}/vm/00000001")
+    second = spec_of(options, a_plugin("u"), id=f"{ALLOC}/vm/00000002")
+    assert first.id != second.id
+    assert (first.name, first.seed, first.nics) == (second.name, second.seed, second.nics)
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "safe"),
+    [
+        ("web", "web"),
+        ("web-1_a.b", "web-1_a.b"),
+        ("my task", "my%20task"),
+        ("a/b", "a%2Fb"),
+        ("100%", "100%25"),
+        ("a~b", "a%7Eb"),
+        (".", "%2E"),
+        ("..", "%2E%2E"),
+        ("a..b", "a%2E%2Eb"),
+        (".hidden", "%2Ehidden"),
+        ("ä", "%C3%A4"),
+        ("a\nb", "a%0Ab"),
+        (129 * "x", 111 * "x" + "~0ec9eb33e74510bc"),
+    ],
+)
+def test_a_machines_name_is_the_alloc_and_the_escaped_task(task: str, safe: str) -> None:
+    assert machine_name(ALLOC, task) == f"{ALLOC}/{safe}"
+
+
+def test_an_alloc_id_is_escaped_too() -> None:
+    assert machine_name("..", "x") == "%2E%2E/x"
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_names_are_safe_as_directories_and_differ_when_tasks_do(one: str, other: str) -> None:
+    for task in (one, other):
+        alloc, _, name = machine_name("a", task).partition("/")
+        assert alloc == "a"
+        assert re.fullmatch(r"[A-Za-z0-9_%~.-]{1,128}", name)
+        assert ".." not in name
+        assert not name.startswith(".")
+    assert (machine_name("a", one) == machine_name("a", other)) == (one == other)
+
+
+@given(st.text(), st.text())
+def test_a_default_hostname_is_always_one_label(job: str, task: str) -> None:
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", default_hostname(job, task))
+
+
+@pytest.mark.parametrize(
+    ("job", "task", "name"),
+    [
+        ("web", "vm", "web-vm"),
+        ("Batch/dispatch-17", "vm_1", "batch-dispatch-17-vm-1"),
+        ("", "", "machine"),
+        ("ä", "ö", "machine"),
+        (70 * "j", "t", 63 * "j"),
+    ],
+)
+def test_a_default_hostname_tells_job_and_task(job: str, task: str, name: str) -> None:
+    assert default_hostname(job, task) == name
+
+
+# -- lints -----------------------------------------------------------------------------------------------------------
+
+
+def test_ports_and_network_config_of_a_machine_without_a_link_are_linted() -> None:
+    task = a_task(resources=resources(pb.PortMapping(label="http", value=1), pb.PortMapping(label="ssh", value=2)))
+    options = TaskConfig(kernel="local/k", network_config="{}")
+    assert lints(task, options, a_plugin("u")) == [
+        "ports http, ssh lead nowhere: the machine has no network_interface",
+        "network_config configures nothing: the machine has no network_interface",
+    ]
+    assert lints(task, options, a_plugin("u", default_network="u")) == []
+    assert lints(a_task(), KERNEL, a_plugin()) == []
