@@ -6,7 +6,6 @@ run beside this one does no harm: a process is ours when it is one of our progra
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -39,35 +38,43 @@ class Snapshot:
         ]
 
 
-def look(*, run_dir: Path, data_dir: Path | None = None) -> Snapshot:
-    """Everything that a machine could leave behind. `run_dir` is to be empty at last, `data_dir` keeps its records."""
+def look(*, run_dir: Path, data_dir: Path | None = None, temp_dir: Path | None = None) -> Snapshot:
+    """Everything that a machine could leave behind. `run_dir` is to be empty at last, `data_dir` keeps its records.
+
+    `temp_dir` is the TMPDIR of the processes that were tested, if it is theirs alone: plugin sockets lie there.
+    """
     directories = tuple(str(path) for path in (run_dir, data_dir) if path is not None)
     return Snapshot(
         processes=frozenset(_processes(directories)),
         sockets=frozenset(_sockets(directories)),
         files=frozenset(_files(run_dir, ()))
         | frozenset(_files(data_dir, STAYS_IN_DATA_DIR) if data_dir is not None else ())
-        | frozenset(_temporary_files()),
-        mounts=frozenset(_mounts()),
+        | frozenset(_temporary_files(temp_dir) if temp_dir is not None else ()),
+        mounts=frozenset(_mounts(directories)),
         links=frozenset(_names(Path("/sys/class/net"))),
         namespaces=frozenset(_names(Path("/run/netns"))),
-        cgroups=frozenset(_cgroups()),
+        cgroups=frozenset(_cgroups(directories)),
     )
 
 
 @contextlib.contextmanager
 def none_left(
-    *, run_dir: Path, data_dir: Path | None = None, settle_s: float = 10.0, ignore: Callable[[str], bool] | None = None
+    *,
+    run_dir: Path,
+    data_dir: Path | None = None,
+    temp_dir: Path | None = None,
+    settle_s: float = 10.0,
+    ignore: Callable[[str], bool] | None = None,
 ) -> Iterator[None]:
     """Fail when something is left `settle_s` after the block. What ends by itself within that time is fine.
 
     After a block that raised nothing is checked: the first failure is the one to read.
     """
-    before = look(run_dir=run_dir, data_dir=data_dir)
+    before = look(run_dir=run_dir, data_dir=data_dir, temp_dir=temp_dir)
     yield
     deadline = time.monotonic() + settle_s
     while True:
-        left = look(run_dir=run_dir, data_dir=data_dir).beyond(before)
+        left = look(run_dir=run_dir, data_dir=data_dir, temp_dir=temp_dir).beyond(before)
         left = [line for line in left if ignore is None or not ignore(line)]
         if not left:
             return
@@ -131,24 +138,46 @@ def _files(directory: Path, stays: tuple[str, ...]) -> Iterator[str]:
                 yield str(directory / relative)
 
 
-def _temporary_files() -> Iterator[str]:
-    """Directories for plugin sockets and the like."""
-    temporary = Path(tempfile.gettempdir())
-    return (str(temporary / name) for name in _names(temporary) if name.startswith(("chv", "plugin")))
+def _temporary_files(temp_dir: Path) -> Iterator[str]:
+    """Directories for plugin sockets. Those that are named plugin* are Nomad's own."""
+    return (str(temp_dir / name) for name in _names(temp_dir) if name.startswith("chv"))
 
 
-def _mounts() -> Iterator[str]:
+def _mounts(directories: tuple[str, ...]) -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         words = line.split()
-        yield f"{words[4]} ({words[words.index('-') + 1]})"
+        if words[4].startswith(directories):
+            yield f"{words[4]} ({words[words.index('-') + 1]})"
 
 
-def _cgroups() -> Iterator[str]:
-    """The groups beneath our trees; the trees themselves may stay."""
+def _cgroups(directories: tuple[str, ...]) -> Iterator[str]:
+    """The groups beneath our trees but those in which somebody else's machine lives; the trees themselves may stay."""
     root = Path("/sys/fs/cgroup")
     for top in (root, *(path for path in root.glob("*") if path.is_dir())):
         for tree in (top / "chv.slice", top / "chv"):
-            yield from (str(path) for path in tree.rglob("*") if path.is_dir())
+            for key in _names(tree):
+                if (tree / key).is_dir() and not _of_others(tree / key, directories):
+                    # os.walk does not mind a group that goes away while it looks.
+                    yield from (group for group, _, _ in os.walk(tree / key))
+
+
+def _of_others(group: Path, directories: tuple[str, ...]) -> bool:
+    """True when processes are in there, and none that works in our directories."""
+    pids = [pid for path, _, _ in os.walk(group) for pid in _words(Path(path, "cgroup.procs"))]
+    return bool(pids) and not any(_known(Path("/proc", pid), directories) for pid in pids)
+
+
+def _known(proc: Path, directories: tuple[str, ...]) -> bool:
+    with contextlib.suppress(OSError):
+        argv = (proc / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        return _works_in(proc, argv, directories)
+    return False
+
+
+def _words(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return path.read_text().split()
+    return []
 
 
 def _names(directory: Path) -> list[str]:

@@ -24,7 +24,7 @@ def main() -> int:
     paths = AgentPaths(base=base)
     guest = build.ensure(machine_setup.cache_dir())
     try:
-        with leftovers.none_left(run_dir=paths.chv_run, data_dir=paths.chv_data):
+        with leftovers.none_left(run_dir=paths.chv_run, data_dir=paths.chv_data, temp_dir=paths.temp):
             nomad = needs.find_nomad()
             if nomad is not None:
                 return on_nomad(nomad, paths, guest.kernel.parent)

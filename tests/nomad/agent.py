@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ class AgentPaths:
         return self.base / "run"
 
     @property
+    def temp(self) -> Path:
+        """TMPDIR of the agent and its plugins."""
+        return self.base / "tmp"
+
+    @property
     def log(self) -> Path:
         return self.base / "agent.log"
 
@@ -54,8 +59,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def agent_config(paths: AgentPaths, *, plugin_dir: Path, guest_dir: Path, ports: list[int], dev: bool) -> str:
-    """The agent file. Nothing in it reaches beyond loopback."""
+def agent_config(
+    paths: AgentPaths,
+    *,
+    plugin_dir: Path,
+    guest_dir: Path,
+    ports: list[int],
+    dev: bool,
+    more_drivers: Sequence[str] = (),
+) -> str:
+    """The agent file. Nothing in it reaches beyond loopback. `more_drivers` are Nomad's own, beside ours."""
     http, rpc, serf = ports
     data_dir = "" if dev else f'data_dir = "{paths.nomad_data}"'
     server = "" if dev else "server {\n  enabled = true\n  bootstrap_expect = 1\n}"
@@ -83,7 +96,7 @@ client {{
   network_interface = "lo"
   options = {{
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean,consul,vault"
-    "driver.allowlist"     = "chv"
+    "driver.allowlist"     = "{",".join(["chv", *more_drivers])}"
   }}
   meta {{
     chv_guest = "{guest_dir}"
@@ -112,7 +125,14 @@ plugin "chv" {{
     }}
   }}
 }}
-"""
+{"".join(_PLUGINS[name].format(guest_dir=guest_dir) for name in more_drivers)}"""
+
+
+# What Nomad's own drivers need to be told.
+_PLUGINS = {
+    "raw_exec": 'plugin "raw_exec" {{\n  config {{\n    enabled = true\n  }}\n}}\n',
+    "qemu": 'plugin "qemu" {{\n  config {{\n    image_paths = ["{guest_dir}"]\n  }}\n}}\n',
+}
 
 
 @dataclass(slots=True)
@@ -124,6 +144,7 @@ class Agent:
     plugin_dir: Path
     guest_dir: Path
     dev: bool = False
+    more_drivers: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(3))
     process: "subprocess.Popen[bytes] | None" = None
@@ -134,10 +155,15 @@ class Agent:
 
     def start(self) -> None:
         """Start the agent and wait until it has a node that is ready and knows our driver."""
-        self.paths.base.mkdir(parents=True, exist_ok=True)
+        self.paths.temp.mkdir(parents=True, exist_ok=True)
         self.paths.config.write_text(
             agent_config(
-                self.paths, plugin_dir=self.plugin_dir, guest_dir=self.guest_dir, ports=self.ports, dev=self.dev
+                self.paths,
+                plugin_dir=self.plugin_dir,
+                guest_dir=self.guest_dir,
+                ports=self.ports,
+                dev=self.dev,
+                more_drivers=self.more_drivers,
             )
         )
         argv = [self.binary, "agent", *(["-dev"] if self.dev else []), f"-config={self.paths.config}"]
@@ -148,7 +174,7 @@ class Agent:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | self.env,
+                env=os.environ | {"TMPDIR": str(self.paths.temp)} | self.env,
                 start_new_session=True,
             )
         self.wait_for("the node to be ready with a healthy driver", self._driver_healthy, timeout_s=READY_S)

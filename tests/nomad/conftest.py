@@ -16,15 +16,20 @@ def make_agent(guest: build.Guest, plugin_dir: Path, *, dev: bool) -> Agent:
     nomad = needs.find_nomad()
     assert nomad is not None
     base = Path(tempfile.mkdtemp(prefix="cn-", dir="/tmp"))
+    # A plugin_dir of its own, so that each agent's plugin process is known by its command line.
+    plugins = base / "plugins"
+    plugins.mkdir()
+    (plugins / "chv").symlink_to(plugin_dir / "chv")
     return Agent(
-        binary=str(nomad), paths=AgentPaths(base=base), plugin_dir=plugin_dir, guest_dir=guest.kernel.parent, dev=dev
+        binary=str(nomad), paths=AgentPaths(base=base), plugin_dir=plugins, guest_dir=guest.kernel.parent, dev=dev
     )
 
 
 def lifetime(agent: Agent) -> Iterator[Agent]:
     """Start the agent; at the end purge its jobs, stop it, and see that nothing of ours is left."""
     try:
-        with leftovers.none_left(run_dir=agent.paths.chv_run, data_dir=agent.paths.chv_data, settle_s=20):
+        paths = agent.paths
+        with leftovers.none_left(run_dir=paths.chv_run, data_dir=paths.chv_data, temp_dir=paths.temp, settle_s=20):
             agent.start()
             try:
                 yield agent
@@ -41,7 +46,7 @@ def dev_agent(guest: build.Guest, plugin_dir: Path) -> Iterator[Agent]:
     yield from lifetime(make_agent(guest, plugin_dir, dev=True))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def agent(guest: build.Guest, plugin_dir: Path) -> Iterator[Agent]:
-    """An agent with a data directory, to be stopped, killed and started again."""
+    """An agent with a data directory, to be stopped, killed and started again; its jobs are apart by alloc."""
     yield from lifetime(make_agent(guest, plugin_dir, dev=False))

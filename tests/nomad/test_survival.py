@@ -1,10 +1,11 @@
 """What a running machine survives, on a real agent that keeps its data: plugin, agent and keeper killed."""
 
+import json
 import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,15 +44,21 @@ class Service:
 
     def __init__(self, agent: Agent, job_file: Path = SERVICE) -> None:
         self.agent = agent
+        self.job = "service"
+        before = self.newest_alloc()
         self.job = agent.run_job(job_file)
+        agent.wait_for("a new alloc", lambda: self.newest_alloc() not in (None, before))
         self.alloc = agent.wait_alloc(self.job, "running")
         self.task = task_of("service")
         agent.wait_for("the guest", lambda: "chv test guest: ready" in agent.logs(self.alloc))
         self.vmm = self.identity("vmm")
 
+    def newest_alloc(self) -> str | None:
+        return next((str(alloc["ID"]) for alloc in self.agent.allocs(self.job)), None)
+
     def run_dir(self) -> Path:
-        (directory,) = [path for path in (self.agent.paths.chv_run / "m").iterdir() if path.is_dir()]
-        return directory
+        record = self.agent.paths.chv_data / "machines" / self.alloc / self.task / "machine.json"
+        return Path(json.loads(record.read_text())["run_dir"])
 
     def identity(self, name: str) -> int:
         found = re.search(r'"pid": (\d+)', (self.run_dir() / name).read_text())
@@ -82,10 +89,11 @@ class Service:
 
 
 @pytest.fixture
-def service(agent: Agent, tmp_path: Path) -> Service:
+def service(agent: Agent, tmp_path: Path) -> Iterator[Service]:
     job = tmp_path / "service.nomad.hcl"
     job.write_text(SERVICE.read_text().replace("panic=-1", "panic=-1 tick"))
-    return Service(agent, job)
+    yield Service(agent, job)
+    agent.purge_jobs()
 
 
 def test_the_plugin_killed_leaves_the_machine_alone(service: Service) -> None:
