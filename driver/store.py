@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _MAX_MESSAGE = 1 << 20
 _RETRY_S = 0.5  # between attempts to find out what became of a keeper
+_FOLLOW_AGAIN_S = 0.05  # a keeper that lives and does not talk to us is no reason for a busy loop
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +96,7 @@ class Store:
         while not task.ended.done():
             try:
                 await self._follow(task)
-            except OSError as exc:
+            except (OSError, ValueError, TypeError) as exc:  # a keeper that is killed may leave half a line
                 log.debug("keeper not reached task=%s: %s", task.id, exc)
             if task.ended.done():
                 return
@@ -105,7 +106,9 @@ class Store:
                 log.warning("machine has no keeper task=%s: %s", task.id, exc)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            if record is not None and not task.ended.done():
+            if record is None:
+                await asyncio.sleep(_FOLLOW_AGAIN_S)
+            elif not task.ended.done():
                 task.ended.set_result(record)
 
     async def _follow(self, task: Task) -> None:
@@ -119,7 +122,9 @@ class Store:
                         self._publish(task, text, float(at), {"kind": kind})
                         writer.write(json.dumps({"op": "ack", "seq": seq}).encode() + b"\n")
                     case {"exit": dict(record)}:
-                        task.ended.set_result(ExitRecord.from_message(record))
+                        ended = ExitRecord.from_message(record)
+                        if not task.ended.done():  # StopTask may have been faster
+                            task.ended.set_result(ended)
                         return
         finally:
             writer.close()

@@ -77,9 +77,20 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 @contextlib.contextmanager
 def locked(path: Path, *, blocking: bool = True) -> Iterator[int]:
     """Hold an exclusive flock on `path` (made when missing). Raises BlockingIOError when not `blocking` and taken."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+            if _is_file_at(fd, path):
+                yield fd
+                return
+        finally:
+            os.close(fd)
+
+
+def _is_file_at(fd: int, path: Path) -> bool:
+    """False when whoever held the lock before us removed the file: the lock on a removed one keeps nobody out."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-        yield fd
-    finally:
-        os.close(fd)
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

@@ -225,7 +225,14 @@ class Machines:
 
         Raises VmError; whatever was made until then is gone again.
         """
-        paths = self._layout.machine(spec.name)
+        try:
+            return self._start_once(spec, self._layout.machine(spec.name))
+        except OSError as exc:
+            raise _translate(exc) from exc
+        finally:
+            keeper.reap()
+
+    def _start_once(self, spec: MachineSpec, paths: MachinePaths) -> Machine:
         _make_private(self._layout.machines)
         _check_version(self._layout.version)
         _make_private(paths.root)
@@ -235,12 +242,7 @@ class Machines:
             postflight.clear(paths, self._layout)
             paths.exit_record.unlink(missing_ok=True)
             Mark(name=spec.name, owner=spec.owner, alive_while=str(spec.alive_while or "")).save(paths.mark)
-            try:
-                return self._start(spec, paths)
-            except OSError as exc:
-                raise _translate(exc) from exc
-            finally:
-                keeper.reap()
+            return self._start(spec, paths)
 
     def _already_started(self, paths: MachinePaths, machine_id: str) -> Machine | None:
         record = load_machine(paths.record)

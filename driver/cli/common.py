@@ -8,6 +8,7 @@ from typing import Any
 
 from driver.config import PluginConfig, decode_plugin_config
 from driver.devhost.agentfile import find_agent_file, plugin_config_msgpack
+from driver.devhost.errors import AgentFileError
 from driver.node import hypervisor_settings
 from driver.schema import plugin_spec
 from vmlib.errors import HypervisorError, VmError
@@ -29,7 +30,7 @@ def load_config(args: argparse.Namespace) -> PluginConfig:
     """The plugin block of the file that was named, of CHV_CONFIG, of /etc/nomad.d, or the defaults."""
     try:
         return decode_plugin_config(plugin_config_msgpack(find_agent_file(args.config), plugin_spec()))
-    except (VmError, OSError) as exc:
+    except (AgentFileError, VmError, OSError) as exc:
         raise UsageError(str(exc)) from exc
 
 

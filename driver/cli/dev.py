@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from driver.devhost.agentfile import find_agent_file
+from driver.devhost.alloc import HOST_IP
+from driver.devhost.client import RpcError
 from driver.devhost.errors import AgentFileError, DevHostError, JobFileError, SchemaError
 from driver.devhost.events import Event, ExitResult
 from driver.devhost.host import DevHost
@@ -90,6 +92,8 @@ async def _life(host: DevHost, printer: "Printer | JsonPrinter") -> ExitResult:
         assert found is not None
         printer.progress(f"driver {host.job.task.driver} is healthy{f': {found.text}' if found.text else ''}")
         printer.progress(f"job {host.job.id}, allocation {host.alloc.id[:8]}")
+        for label, (outside, inside) in host.alloc.ports.items():
+            printer.port(label, outside, inside)
         result = await host.run()
         printer.details(host)
     return result
@@ -113,7 +117,13 @@ class _Stopper:
             self._host.kill()
         else:
             self._printer.progress("killing it")
-            self._killing = asyncio.create_task(self._host.kill_now())
+            self._killing = asyncio.create_task(self._kill_now())
+
+    async def _kill_now(self) -> None:
+        try:
+            await self._host.kill_now()
+        except (RpcError, DevHostError) as exc:
+            self._printer.progress(f"cannot kill it: {exc}")
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
@@ -141,6 +151,9 @@ class Printer:
 
     def progress(self, words: str) -> None:
         self._say(f"==> {words}")
+
+    def port(self, label: str, outside: int, inside: int) -> None:
+        self.progress(f"port {label}: {HOST_IP}:{outside} leads to {inside}")
 
     def event(self, event: Event) -> None:
         self._say(f"==> {event.type:<16} {event.message}")
@@ -179,6 +192,9 @@ class JsonPrinter:
 
     def progress(self, words: str) -> None:
         pass
+
+    def port(self, label: str, outside: int, inside: int) -> None:
+        self._write(kind="port", label=label, host_port=outside, port=inside)
 
     def event(self, event: Event) -> None:
         self._write(kind="event", time=event.at, type=event.type, message=event.message, details=dict(event.details))

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from driver.config import PluginConfig
 from driver.node import hypervisor_settings, unprivileged_warning
 from vmlib import cgroup
 from vmlib.hypervisor.select import Offer, probe_offers
+from vmlib.process import TOOL_ENVIRONMENT
 
 Verdict = Literal["ok", "warning", "problem"]
 
@@ -44,10 +46,12 @@ def examine(config: PluginConfig) -> list[Check]:
     """Look at the host; changes nothing."""
     return [
         *_hypervisors(probe_offers(hypervisor_settings(config))),
+        _qemu_img(),
         _privileges(),
         _uids(config),
         _cgroups(),
         *_directories(config),
+        *_networks(config),
     ]
 
 
@@ -62,6 +66,25 @@ def _hypervisors(offer: Offer) -> list[Check]:
     if not offer.usable:
         checks.append(Check("hypervisors", "problem", "none is usable", "install QEMU 7.2 or later"))
     return checks
+
+
+def _qemu_img() -> Check:
+    found = shutil.which("qemu-img", path=TOOL_ENVIRONMENT["PATH"])
+    if found is not None:
+        return Check("qemu-img", "ok", found)
+    return Check("qemu-img", "warning", "not installed: no job can boot from an image", "install qemu-utils")
+
+
+def _networks(config: PluginConfig) -> list[Check]:
+    return [
+        Check(
+            f"network {name}",
+            "warning",
+            "user mode: guests reach the loopback of this host, where Nomad's API listens",
+            "give it only to jobs that you trust with that, or turn on Nomad's ACLs",
+        )
+        for name in config.networks
+    ]
 
 
 def _privileges() -> Check:

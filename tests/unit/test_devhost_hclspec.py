@@ -70,7 +70,11 @@ GOLDEN: list[tuple[Spec, str, str]] = [
     (BLOCK, '{"d":{"path":"/x"}}', "81a16482a470617468a22f78a2726fc2"),
     (BLOCK, '{"d":[{"path":"/x"}]}', "81a16482a470617468a22f78a2726fc2"),
     (LIST, "{}", "81a16490"),
-    (LIST, '{"d":[{"path":"/x"},{"path":"/y","ro":true}]}', "81a1649282a470617468a22f78a2726fc282a470617468a22f79a2726fc3"),
+    (
+        LIST,
+        '{"d":[{"path":"/x"},{"path":"/y","ro":true}]}',
+        "81a1649282a470617468a22f78a2726fc282a470617468a22f79a2726fc3",
+    ),
     (SET, "{}", "81a16490"),
     (MAP, "{}", "81a16480"),
     (MAP, '{"d":[{"n1":[{"path":"/x"}]}]}', "81a16481a26e3182a470617468a22f78a2726fc2"),
@@ -124,8 +128,10 @@ REFUSED: list[tuple[Spec, str, list[str]]] = [
         LIST,
         '{"d":"x"}',
         [
-            "Incorrect JSON value type: Either a JSON object or a JSON array is required, representing the contents of "
-            'one or more "d" blocks.'
+            (
+                "Incorrect JSON value type: Either a JSON object or a JSON array is required, representing the "
+                'contents of one or more "d" blocks.'
+            )
         ],
     ),
 ]
@@ -152,7 +158,9 @@ def test_variables_are_replaced_at_any_depth() -> None:
 
 
 def test_a_number_may_come_from_a_variable() -> None:
-    assert encode(obj(a=attr("number")), {"a": "${NOMAD_PORT_http}"}, {"NOMAD_PORT_http": "8080"}).hex() == "81a161cd1f90"
+    assert (
+        encode(obj(a=attr("number")), {"a": "${NOMAD_PORT_http}"}, {"NOMAD_PORT_http": "8080"}).hex() == "81a161cd1f90"
+    )
 
 
 def test_the_agent_file_knows_no_variables() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vmlib.ladder import Rung, ladder, sentence
 
 
-@given(timeout_s=st.floats(0, 86400, allow_nan=False))
+@given(timeout_s=st.floats(0, 3600))
 def test_the_guest_has_the_whole_timeout_and_force_takes_five_seconds(timeout_s: float) -> None:
     rungs = ladder(timeout_s)
     asked = [rung for rung in rungs if not rung.forced]

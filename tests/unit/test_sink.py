@@ -138,7 +138,7 @@ def test_it_goes_on_after_the_reader_was_replaced(tmp_path: Path) -> None:
         pair.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(
         st.one_of(

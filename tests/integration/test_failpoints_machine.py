@@ -1,0 +1,137 @@
+"""The process that starts a machine dies at every place there is; the next one gets the machine, or takes it back."""
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.guest.build import Guest
+from tests.integration.machines import NOTHING, READY, Host, host_for, root_of
+from vmlib import failpoint
+from vmlib.errors import HypervisorError
+from vmlib.spec import MachineSpec
+
+# `child.vmm` is the keeper's and `child.adopt` lies on another way: each has a test of its own.
+STARTING = [place for place in failpoint.PLACES if place not in ("child.vmm", "child.adopt")]
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, guest: Guest, short_dir: Path) -> Iterator[Host]:
+    with host_for(short_dir, guest.directory, getattr(request, "param", "fake")) as one:
+        yield one
+
+
+def _spec(host: Host, place: str) -> MachineSpec:
+    spec = host.spec("tick")
+    if place == "child.tool":  # an overlay is made by a tool
+        spec = replace(spec, root=root_of(host.guest, "disk.qcow2"))
+    return spec
+
+
+def _die_at(host: Host, place: str, spec: MachineSpec, *, do: str = "start") -> None:
+    with host.elsewhere(spec, do=do, failpoint=place) as starter:
+        _, words = starter.communicate(timeout=60)
+        assert starter.returncode == -signal.SIGKILL, words.decode()
+
+
+def _one_of_each(host: Host) -> None:
+    """A keeper that was left without a starter ends by itself, so a moment later there is exactly one."""
+    deadline = time.monotonic() + 5
+    while True:
+        alive = host.processes()
+        if [len(alive[kind]) for kind in ("keeper", "vmm", "launcher")] == [1, 1, 0]:
+            return
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("host", "place"),
+    [
+        *(("fake", place) for place in STARTING),
+        *(("qemu", place) for place in ("child.keeper", "start.booted", "start.committed")),
+    ],
+    indirect=["host"],
+)
+def test_the_next_process_gets_the_machine(host: Host, place: str) -> None:
+    spec = _spec(host, place)
+    _die_at(host, place, spec)
+    one = host.run(spec)
+    assert one.machine.running()
+    _one_of_each(host)
+    assert host.processes()["vmm"] == [one.vmm]
+    assert one.ask("status")["committed"] is True
+    assert one.machine.status() == "running"
+    one.machine.destroy()
+    assert host.processes() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("host", "place"),
+    [
+        *(("fake", place) for place in STARTING),
+        *(("qemu", place) for place in ("start.spawned", "start.recorded", "start.committed")),
+    ],
+    indirect=["host"],
+)
+def test_the_next_process_takes_it_back(host: Host, place: str) -> None:
+    spec = _spec(host, place)
+    _die_at(host, place, spec)
+    host.machines.destroy(spec.name, spec.id)
+    assert host.processes() == NOTHING
+    assert not host.layout.run(spec.id).root.exists()
+    paths = host.layout.machine(spec.name)
+    assert not paths.journal.exists()
+    assert not paths.record.exists()
+    assert not paths.uid.exists()
+
+
+@pytest.mark.parametrize("place", STARTING)
+def test_a_newer_start_takes_it_back_as_well(host: Host, place: str) -> None:
+    """Nomad gives a retry a new id."""
+    spec = _spec(host, place)
+    _die_at(host, place, spec)
+    one = host.start("tick")
+    _one_of_each(host)
+    assert not host.layout.run(spec.id).root.exists()
+    host.machines.destroy(spec.name, spec.id)
+    one.until_line("tick 1")
+    assert one.machine.running()
+
+
+@pytest.mark.parametrize("host", ["fake", "qemu"], indirect=True)
+def test_a_keeper_that_dies_while_it_starts_the_vmm_is_a_start_that_failed(host: Host) -> None:
+    spec = host.spec()
+    with host.elsewhere(spec, failpoint="child.vmm") as starter:
+        _, words = starter.communicate(timeout=60)
+    assert starter.returncode == 1
+    assert "LaunchError: the keeper ended before the VMM ran" in words.decode()
+    assert host.processes() == NOTHING
+    assert not host.layout.run(spec.id).root.exists()
+    assert not host.layout.machine(spec.name).journal.exists()
+
+
+@pytest.mark.parametrize("host", ["fake", "qemu"], indirect=True)
+def test_one_that_dies_while_it_starts_another_keeper_leaves_the_machine_alone(host: Host) -> None:
+    one = host.start("tick")
+    one.until_line(READY)
+    one.kill_keeper()
+    _die_at(host, "child.adopt", one.spec, do="settle")
+    assert one.machine.running()
+    # The keeper that was never told what to do holds the lock for a moment more; whoever watches tries again.
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            assert one.machine.settle() is None
+            break
+        except HypervisorError:
+            assert time.monotonic() < deadline
+        time.sleep(0.1)
+    _one_of_each(host)
+    assert one.err.text.count("keeper replaced") <= 1
+    record = one.machine.stop(30)
+    assert record is not None
+    assert record.exit_code == 0
