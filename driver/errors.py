@@ -76,8 +76,9 @@ def status_of(exc: BaseException) -> RpcStatus:
         text = f"{type(exc).__name__}: {first}" if first else type(exc).__name__
         return RpcStatus(code=grpc.StatusCode.INTERNAL, text=_cut(text))
     text = f"{exc} ({exc.hint})" if exc.hint else str(exc)
-    if isinstance(exc, HypervisorError) and exc.log_tail:
-        text = f"{text}: {exc.log_tail.strip()}"
+    if isinstance(exc, HypervisorError) and (tail := exc.log_tail.strip()):
+        # Often the last of the VMM's words is the message already.
+        text = tail if tail.endswith(text) else f"{text}: {tail}"
     code = next(STATUS[cls] for cls in type(exc).__mro__ if cls in STATUS)
     return RpcStatus(code=code, text=_cut(text), recoverable=isinstance(exc, RECOVERABLE))
 

@@ -14,8 +14,9 @@ from vmlib import credentials
 from vmlib.errors import HostError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
-from vmlib.machine import HostSettings, Machine, Machines
+from vmlib.machine import HostSettings, Machines
 from vmlib.paths import Layout
+from vmlib.running import Machine
 from vmlib.spec import MachineSpec
 from vmlib.sweep import Sweeper
 

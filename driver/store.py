@@ -10,8 +10,8 @@ from driver._pb import driver_pb2 as pb
 from driver.events import EventHub, TaskEvent
 from driver.offload import Offload
 from vmlib.errors import HypervisorError
-from vmlib.machine import Machine
 from vmlib.record import ExitRecord
+from vmlib.running import Machine
 
 log = logging.getLogger(__name__)
 

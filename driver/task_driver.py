@@ -27,8 +27,8 @@ from driver.stats import Sample, host_mhz, mhz_of, sample, usage
 from driver.store import Store, Task
 from vmlib.errors import HostError, SpecError
 from vmlib.ladder import ladder
-from vmlib.machine import Machine
 from vmlib.process import load_identity
+from vmlib.running import Machine
 
 log = logging.getLogger(__name__)
 

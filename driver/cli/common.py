@@ -13,8 +13,9 @@ from driver.node import hypervisor_settings
 from driver.schema import plugin_spec
 from vmlib.errors import HypervisorError, VmError
 from vmlib.hypervisor.select import attach, choose, probe_offers
-from vmlib.machine import HostSettings, Machine, Machines
+from vmlib.machine import HostSettings, Machines
 from vmlib.paths import Layout
+from vmlib.running import Machine
 
 
 class UsageError(Exception):

@@ -5,7 +5,7 @@ from typing import Any
 
 from driver.cli.common import add_common, find_machine, load_config, print_json, print_pairs, state_of
 from vmlib.errors import HypervisorError
-from vmlib.machine import Machine
+from vmlib.running import Machine
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -52,6 +52,7 @@ def test_no_error_of_ours_looks_like_a_dead_plugin() -> None:
         (SpecError("image: missing", hint="name one"), "image: missing (name one)"),
         (SpecError("one\ntwo"), "one\ntwo"),
         (LaunchError("no start", log_tail="qemu: bad\n"), "no start: qemu: bad"),
+        (LaunchError("qemu: bad", log_tail="qemu: warning\nqemu: bad\n"), "qemu: warning\nqemu: bad"),
         (ValueError("first\nsecond"), "ValueError: first"),
         (ValueError(), "ValueError"),
     ],

@@ -24,6 +24,10 @@ class Client:
         self._unsent = bytearray()
 
     @property
+    def fd(self) -> int:
+        return self.sock.fileno()
+
+    @property
     def waiting(self) -> bool:
         return bool(self._unsent)
 

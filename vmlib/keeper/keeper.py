@@ -9,13 +9,11 @@ import math
 import os
 import re
 import select
-import selectors
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from typing import Any
 from vmlib import process
 from vmlib.files import write_atomic
 from vmlib.keeper.control import Client
+from vmlib.keeper.fds import connect, leave_for, open_process, read, receive
+from vmlib.keeper.loop import Loop
 from vmlib.keeper.monitor import MonitorEvent, QmpMonitor
 from vmlib.keeper.plan import KeeperPlan
 from vmlib.keeper.sink import Sink
@@ -31,7 +31,7 @@ from vmlib.keeper.verdict import Evidence, Verdict, judge
 from vmlib.lines import LineBuffer
 from vmlib.paths import RunPaths
 
-_READ = 1 << 16
+_CONSOLE_INPUT = 1 << 16  # typed and not yet taken by the guest
 _TAIL = 4096  # of console and stderr, for messages
 _CHANNEL_LINE = 4096  # longer lines of a guest are passed over
 _EVENTS_KEPT = 64  # for a plugin that is away
@@ -52,9 +52,9 @@ class Keeper:
         me = process.identify(os.getpid())
         assert me is not None
         process.save_identity(self.run_paths.keeper, me)
-        _leave(plan.keeper_cgroups)
+        leave_for(plan.keeper_cgroups)
 
-        self.selector = selectors.DefaultSelector()
+        self.loop = Loop()
         self.clients: list[Client] = []
         self.lease: Client | None = self._add_client(lease)
         self.committed = False
@@ -67,7 +67,6 @@ class Keeper:
         self.rebooted_at = -math.inf
         self.child: subprocess.Popen[bytes] | None = None
         self.vmm: process.Identity | None = None
-        self.timers: list[tuple[float, Callable[[], None]]] = []
         self.console_tail = bytearray()
         self.stderr_tail = bytearray()
         self.console_input = bytearray()
@@ -100,15 +99,15 @@ class Keeper:
         self.committed = self.guest_ran = True
         self.vmm = process.load_identity(self.run_paths.vmm)
         self._open_streams()
-        vmm_fd = None if self.vmm is None else _open_process(self.vmm)
+        vmm_fd = None if self.vmm is None else open_process(self.vmm)
         if vmm_fd is None:
             self._finish(None)
             return False
         self._watch_vmm(vmm_fd)
         if self.evidence.exit_requested is not None:
-            self._after(_EXIT_GRACE_S, self._end_vmm)
+            self.loop.after(_EXIT_GRACE_S, self._end_vmm)
         if self.evidence.panic:
-            self._after(_PANIC_GRACE_S, self._kill_vmm)
+            self.loop.after(_PANIC_GRACE_S, self._kill_vmm)
         self._event(
             "keeper replaced",
             "keeper replaced: the one before was gone; console bytes that it had read but not passed on are lost",
@@ -128,27 +127,27 @@ class Keeper:
         self.console_out_fd = open_fifo(self.run_paths.console_out)
         self.console_in_fd = open_fifo(self.run_paths.console_in)
         self.stderr_fd = open_fifo(self.run_paths.stderr)
-        self._register(self.console_out_fd, self._on_console)
-        self._register(self.stderr_fd, self._on_stderr)
+        self.loop.on_read(self.console_out_fd, self._on_console)
+        self.loop.on_read(self.stderr_fd, self._on_stderr)
         self.run_paths.control.unlink(missing_ok=True)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.listener.bind(str(self.run_paths.control))
         self.run_paths.control.chmod(0o600)
         self.listener.listen(16)
         self.listener.setblocking(False)
-        self._register(self.listener.fileno(), self._on_connect)
+        self.loop.on_read(self.listener.fileno(), self._on_connect)
 
     def _watch_vmm(self, vmm_fd: int) -> None:
         """Listen to a VMM. One that is ending already does not take connections; its process then says the rest."""
         self.vmm_fd = vmm_fd
-        self._register(self.vmm_fd, lambda: None)  # looked at on every turn of the loop
+        self.loop.on_read(self.vmm_fd, lambda: None)  # looked at on every turn of the loop
         with contextlib.suppress(OSError):
-            self.monitor_sock = _connect(self.plan.run / self.plan.listeners[self.plan.monitor])
-            self._register(self.monitor_sock.fileno(), self._on_monitor)
+            self.monitor_sock = connect(self.plan.run / self.plan.listeners[self.plan.monitor])
+            self.loop.on_read(self.monitor_sock.fileno(), self._on_monitor)
             self.monitor_sock.send(self.monitor.greeting)
         with contextlib.suppress(OSError):
-            self.channel_sock = _connect(self.plan.run / self.plan.listeners[self.plan.channel])
-            self._register(self.channel_sock.fileno(), self._on_channel)
+            self.channel_sock = connect(self.plan.run / self.plan.listeners[self.plan.channel])
+            self.loop.on_read(self.channel_sock.fileno(), self._on_channel)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -156,9 +155,7 @@ class Keeper:
         """Keep the machine until it has ended."""
         while not self._vmm_ended():
             self._arm_writers()
-            for key, mask in self.selector.select(self._next_timer_s()):
-                self._dispatch(key, mask)
-            self._fire_timers()
+            self.loop.turn()
             self._drop_closed_clients()
             if not self.committed and self.lease is None:
                 # Whoever started this machine died, or gave up, before it was theirs to keep.
@@ -166,54 +163,20 @@ class Keeper:
                 return
         self._finish(self._wait_status())
 
-    def _dispatch(self, key: selectors.SelectorKey, mask: int) -> None:
-        on_read, on_write = key.data
-        if mask & selectors.EVENT_READ:
-            on_read()
-        if mask & selectors.EVENT_WRITE and on_write is not None:
-            on_write()
-
-    def _register(self, fd: int, on_read: Callable[[], None], on_write: Callable[[], None] | None = None) -> None:
-        self.selector.register(fd, selectors.EVENT_READ, (on_read, on_write))
-
     def _arm_writers(self) -> None:
         """Ask for writability exactly where something waits."""
         for sink in (self.stdout, self.stderr):
             if sink.pollable:
-                self._want_write(sink.fd, sink.waiting, sink.pump)
-        self._want_write(self.console_in_fd, bool(self.console_input), self._pump_console_input)
+                self.loop.want_write(sink.fd, sink.pump if sink.waiting else None)
+        self.loop.want_write(self.console_in_fd, self._pump_console_input if self.console_input else None)
         for client in self.clients:
             if not client.closed:
-                on_read, _ = self.selector.get_key(client.sock).data
-                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.waiting else 0)
-                self.selector.modify(client.sock, events, (on_read, client.pump))
-
-    def _want_write(self, fd: int, wanted: bool, pump: Callable[[], None]) -> None:
-        known = fd in self.selector.get_map()
-        if wanted and not known:
-            self.selector.register(fd, selectors.EVENT_WRITE, (lambda: None, pump))
-        elif known and not wanted:
-            self.selector.unregister(fd)
-
-    def _next_timer_s(self) -> float | None:
-        if not self.timers:
-            return None
-        return max(0.0, min(at for at, _ in self.timers) - time.monotonic())
-
-    def _after(self, delay_s: float, action: Callable[[], None]) -> None:
-        self.timers.append((time.monotonic() + delay_s, action))
-
-    def _fire_timers(self) -> None:
-        now = time.monotonic()
-        due = [action for at, action in self.timers if at <= now]
-        self.timers = [(at, action) for at, action in self.timers if at > now]
-        for action in due:
-            action()
+                self.loop.want_write(client.fd, client.pump if client.waiting else None)
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def _on_console(self) -> None:
-        data = _read(self.console_out_fd)
+        data = read(self.console_out_fd)
         self.stdout.write(data)
         self.console_tail = (self.console_tail + data)[-_TAIL:]
         for client in self.clients:
@@ -221,15 +184,15 @@ class Keeper:
                 client.send_raw(data)
 
     def _on_stderr(self) -> None:
-        data = _read(self.stderr_fd)
+        data = read(self.stderr_fd)
         self.stderr.write(data)
         self.stderr_tail = (self.stderr_tail + data)[-_TAIL:]
 
     def _on_monitor(self) -> None:
         assert self.monitor_sock is not None
-        data = _receive(self.monitor_sock)
+        data = receive(self.monitor_sock)
         if data is None:
-            self.selector.unregister(self.monitor_sock)
+            self.loop.forget(self.monitor_sock.fileno())
             self.monitor_sock.close()
             self.monitor_sock = None
             return
@@ -277,17 +240,17 @@ class Keeper:
         if self.plan.on_panic == "restart":
             if self.monitor_sock is not None:
                 with contextlib.suppress(OSError):  # it is ending, and will be started again by somebody else
-                    self.monitor_sock.send(self.monitor.reset)
+                    self.monitor_sock.send(self.monitor.reset(reboots_end=self.plan.on_reboot == "exit"))
             return
         self.evidence.panic, self.evidence.panic_lines = True, words
         self._save_state()
-        self._after(_PANIC_GRACE_S, self._kill_vmm)  # it ends by itself, unless it hangs
+        self.loop.after(_PANIC_GRACE_S, self._kill_vmm)  # it ends by itself, unless it hangs
 
     def _on_channel(self) -> None:
         assert self.channel_sock is not None
-        data = _receive(self.channel_sock)
+        data = receive(self.channel_sock)
         if data is None:
-            self.selector.unregister(self.channel_sock)
+            self.loop.forget(self.channel_sock.fileno())
             self.channel_sock.close()
             self.channel_sock = None
             return
@@ -300,7 +263,7 @@ class Keeper:
             return
         self.evidence.exit_requested = int(said[1])
         self._save_state()
-        self._after(_EXIT_GRACE_S, self._end_vmm)
+        self.loop.after(_EXIT_GRACE_S, self._end_vmm)
 
     # -- clients -------------------------------------------------------------------------------------------------
 
@@ -315,7 +278,7 @@ class Keeper:
     def _add_client(self, sock: socket.socket) -> Client:
         client = Client(sock)
         self.clients.append(client)
-        self._register(sock.fileno(), lambda: self._on_client(client), client.pump)
+        self.loop.on_read(client.fd, lambda: self._on_client(client))
         return client
 
     def _on_client(self, client: Client) -> None:
@@ -363,14 +326,14 @@ class Keeper:
 
     def _drop_closed_clients(self) -> None:
         for client in [client for client in self.clients if client.closed]:
-            self.selector.unregister(client.sock)
+            self.loop.forget(client.fd)
             client.sock.close()
             self.clients.remove(client)
             if client is self.lease:
                 self.lease = None
 
     def _type_console(self, data: bytes) -> None:
-        self.console_input = (self.console_input + data)[:_READ]
+        self.console_input = (self.console_input + data)[:_CONSOLE_INPUT]
         self._pump_console_input()
 
     def _pump_console_input(self) -> None:
@@ -400,7 +363,7 @@ class Keeper:
     def _end_vmm(self) -> None:
         assert self.vmm is not None
         process.send_signal(self.vmm, 15)
-        self._after(_TERM_GRACE_S, self._kill_vmm)
+        self.loop.after(_TERM_GRACE_S, self._kill_vmm)
 
     def _kill_vmm(self) -> None:
         assert self.vmm is not None
@@ -431,9 +394,9 @@ class Keeper:
                 client.send({"exit": record, "stderr": self.stderr_tail.decode(errors="replace")})
 
     def _drain(self) -> None:
-        for fd, read in ((self.console_out_fd, self._on_console), (self.stderr_fd, self._on_stderr)):
+        for fd, take in ((self.console_out_fd, self._on_console), (self.stderr_fd, self._on_stderr)):
             while select.select([fd], [], [], 0)[0]:
-                read()
+                take()
         while self.monitor_sock is not None and select.select([self.monitor_sock], [], [], 0)[0]:
             self._on_monitor()
         while self.channel_sock is not None and select.select([self.channel_sock], [], [], 0)[0]:
@@ -471,48 +434,6 @@ class Keeper:
             sys.stderr.write(f"{path}: not written: {exc}\n")
             return False
         return True
-
-
-def _leave(cgroups: list[str]) -> None:
-    """Move into our own groups, out of those of the service that started us."""
-    for group in cgroups:
-        (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
-
-
-def _open_process(who: process.Identity) -> int | None:
-    """A descriptor of that very process; None when it is gone."""
-    try:
-        fd = os.pidfd_open(who.pid)
-    except ProcessLookupError:
-        return None
-    if process.alive(who):
-        return fd
-    os.close(fd)
-    return None
-
-
-def _connect(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.connect(str(path))
-    sock.setblocking(False)
-    return sock
-
-
-def _read(fd: int) -> bytes:
-    try:
-        return os.read(fd, _READ)
-    except BlockingIOError:
-        return b""
-
-
-def _receive(sock: socket.socket) -> bytes | None:
-    """What came; None at the end."""
-    try:
-        return sock.recv(_READ) or None
-    except (BlockingIOError, InterruptedError):
-        return b""
-    except OSError:
-        return None
 
 
 def _last_words(console: bytes) -> str:

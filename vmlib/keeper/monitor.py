@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vmlib.lines import LineBuffer
 
@@ -34,10 +34,17 @@ class QmpMonitor:
     """Turns the bytes of a QMP connection into events. Write `greeting` first, it switches the events on."""
 
     greeting = b'{"execute": "qmp_capabilities"}\n'
-    reset = b'{"execute": "system_reset"}\n'
 
     def __init__(self) -> None:
         self._lines = LineBuffer(_MAX_LINE)
+
+    @staticmethod
+    def reset(*, reboots_end: bool) -> bytes:
+        """What makes the VMM start its guest anew, also where a reboot of the guest's own would end the machine."""
+        commands: list[dict[str, Any]] = [{"execute": "system_reset"}]
+        if reboots_end:
+            commands = [_reboot_means("reset"), *commands, _reboot_means("shutdown")]
+        return b"".join(json.dumps(command).encode() + b"\n" for command in commands)
 
     def feed(self, data: bytes) -> list[MonitorEvent]:
         """Raises ValueError on what is not QMP."""
@@ -57,3 +64,7 @@ def _parse(line: bytes) -> object:
         return json.loads(line)
     except RecursionError as exc:
         raise ValueError("nested too deep") from exc
+
+
+def _reboot_means(action: str) -> dict[str, Any]:
+    return {"execute": "set-action", "arguments": {"reboot": action}}

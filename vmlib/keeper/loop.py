@@ -1,0 +1,60 @@
+"""The keeper's event loop: readable and writable descriptors, and timers. One thread, nothing that blocks."""
+
+import selectors
+import time
+from collections.abc import Callable
+
+Action = Callable[[], None]
+
+
+class Loop:
+    """Calls whoever registered for a descriptor or a moment."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._readers: dict[int, Action] = {}
+        self._timers: list[tuple[float, Action]] = []
+
+    def on_read(self, fd: int, action: Action) -> None:
+        """Call `action` whenever `fd` has something, or its end."""
+        self._readers[fd] = action
+        self._selector.register(fd, selectors.EVENT_READ, None)
+
+    def want_write(self, fd: int, pump: Action | None) -> None:
+        """Call `pump` as soon as `fd` takes more; None when nothing waits any more."""
+        events = (selectors.EVENT_READ if fd in self._readers else 0) | (selectors.EVENT_WRITE if pump else 0)
+        known = self._selector.get_map().get(fd)
+        if known is None:
+            if events:
+                self._selector.register(fd, events, pump)
+        elif not events:
+            self._selector.unregister(fd)
+        elif (known.events, known.data) != (events, pump):
+            self._selector.modify(fd, events, pump)
+
+    def forget(self, fd: int) -> None:
+        """To be called before `fd` is closed."""
+        self._readers.pop(fd, None)
+        self._selector.unregister(fd)
+
+    def after(self, delay_s: float, action: Action) -> None:
+        """Call `action` once, `delay_s` from now."""
+        self._timers.append((time.monotonic() + delay_s, action))
+
+    def turn(self) -> None:
+        """Wait for something and do what there is to do."""
+        for key, mask in self._selector.select(self._next_timer_s()):
+            if mask & selectors.EVENT_READ and key.fd in self._readers:
+                self._readers[key.fd]()
+            if mask & selectors.EVENT_WRITE and key.data is not None:
+                key.data()
+        now = time.monotonic()
+        due = [action for at, action in self._timers if at <= now]
+        self._timers = [(at, action) for at, action in self._timers if at > now]
+        for action in due:
+            action()
+
+    def _next_timer_s(self) -> float | None:
+        if not self._timers:
+            return None
+        return max(0.0, min(at for at, _ in self._timers) - time.monotonic())

@@ -1,0 +1,190 @@
+"""A machine that was started: found again by anybody, asked, stopped, taken back. Starting it is `vmlib.machine`'s."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmlib import files, postflight, process
+from vmlib.errors import HypervisorError
+from vmlib.hypervisor.base import VcpuThread, Vmm
+from vmlib.keeper import client as keeper
+from vmlib.keeper.verdict import Evidence, Verdict, judge
+from vmlib.ladder import Rung, ladder, sentence
+from vmlib.paths import Layout, MachinePaths, RunPaths
+from vmlib.process import Identity
+from vmlib.record import ExitRecord, MachineRecord, load_exit, load_machine
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Machine:
+    """A machine that was started, by this process or an earlier one. Holds no state that is not on disk."""
+
+    record: MachineRecord
+    paths: MachinePaths
+    layout: Layout
+    attach: Callable[[Path], Vmm] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def run(self) -> RunPaths:
+        return RunPaths(Path(self.record.run_dir))
+
+    @property
+    def vmm_identity(self) -> Identity:
+        return Identity(self.record.vmm_pid, self.record.vmm_start_time)
+
+    def running(self) -> bool:
+        """True while the VMM lives."""
+        return self.record.boot_id == process.boot_id() and process.alive(self.vmm_identity)
+
+    def exit_record(self) -> ExitRecord | None:
+        """How it ended; None while it runs, and for the moment in which its keeper still writes that down."""
+        return load_exit(self.paths.exit_record, self.id) or load_exit(self.run.exit_record, self.id)
+
+    def settle(self) -> ExitRecord | None:
+        """To be called when the keeper does not answer: the machine's end, or None when a keeper has it again.
+
+        Raises HypervisorError when neither can be had now; trying again later helps.
+        """
+        with files.locked(self.paths.lock):
+            return self.settle_locked()
+
+    def settle_locked(self) -> ExitRecord | None:
+        """The same, for a caller that holds the machine's lock."""
+        if (record := self.exit_record()) is not None:
+            return record
+        if self.running():
+            if not self._kept():
+                keeper.adopt(self.run)
+            return self.exit_record()
+        if self._kept():
+            process.wait_gone(self._keeper_identity(), 5.0)
+        if (record := self.exit_record()) is None:
+            record = self._judge()
+            record.save(self.paths.exit_record)
+        return record
+
+    def _judge(self) -> ExitRecord:
+        """An end that no keeper wrote down, from what the last one had learned."""
+        if self.record.boot_id != process.boot_id():
+            verdict = Verdict(1, message="the machine ended while nobody watched, the host was rebooted")
+        else:
+            seen = self.run.state.read_bytes() if self.run.state.exists() else b""
+            verdict = judge(Evidence.load(seen), status=None)
+        return ExitRecord(
+            id=self.id,
+            at=time.time(),
+            exit_code=verdict.exit_code,
+            signal=verdict.signal,
+            message=verdict.message,
+        )
+
+    def _keeper_identity(self) -> Identity:
+        return process.load_identity(self.run.keeper) or Identity(0, 0)
+
+    def _kept(self) -> bool:
+        return process.alive(self._keeper_identity())
+
+    def status(self) -> str:
+        """The VMM's word for the guest's state: `running`, `paused`, …"""
+        with self._vmm() as vmm:
+            return vmm.status()
+
+    def vcpus(self) -> tuple[VcpuThread, ...]:
+        with self._vmm() as vmm:
+            return vmm.vcpus()
+
+    def pause(self) -> None:
+        with self._vmm() as vmm:
+            vmm.pause()
+
+    def resume(self) -> None:
+        with self._vmm() as vmm:
+            vmm.resume()
+
+    def reboot(self) -> None:
+        with self._vmm() as vmm:
+            vmm.reboot()
+
+    def nmi(self) -> None:
+        with self._vmm() as vmm:
+            vmm.nmi()
+
+    def press_power_button(self) -> None:
+        """Resumes a paused guest first, which could not hear it otherwise."""
+        with self._vmm() as vmm:
+            if vmm.status() == "paused":
+                vmm.resume()
+            vmm.power_button()
+
+    @contextlib.contextmanager
+    def _vmm(self) -> Iterator[Vmm]:
+        vmm = self.attach(self.run.root)
+        try:
+            yield vmm
+        finally:
+            vmm.close()
+
+    def climb(self, rung: Rung, timeout_s: float) -> None:
+        """Take one step of the ladder. Never raises: what does not work is logged, and the next step comes."""
+        if rung.forced:
+            self.note("forced off", sentence(rung, timeout_s), forced=True)
+        try:
+            match rung.step:
+                case "power button":
+                    self.press_power_button()
+                case "quit":
+                    with self._vmm() as vmm:
+                        vmm.quit()
+                case "terminate":
+                    process.send_signal(self.vmm_identity, 15)
+                case "kill":
+                    process.send_signal(self.vmm_identity, 9)
+        except HypervisorError as exc:
+            log.warning("stop step failed step=%r task=%s: %s", rung.step, self.id, exc)
+
+    def kill(self) -> None:
+        """SIGKILL to the VMM; its end is then reported as that signal."""
+        process.send_signal(self.vmm_identity, 9)
+
+    def note(self, kind: str, text: str, *, forced: bool = False) -> None:
+        """Have the keeper tell an event and remember it for the verdict. A missing keeper is no reason to fail."""
+        with contextlib.suppress(OSError, HypervisorError), keeper.Connection.open(self.run.control) as connection:
+            connection.ask("note", kind=kind, text=text, forced=forced)
+
+    def destroy(self) -> None:
+        """Take back everything of this start, running or not. Raises HostError when something is left."""
+        with files.locked(self.paths.lock):
+            take_back(self.paths, self.layout, self.id)
+
+    def wait(self, timeout_s: float) -> ExitRecord | None:
+        """Wait for the end; None when the machine still runs then."""
+        if not process.wait_gone(self.vmm_identity, timeout_s):
+            return None
+        return self.settle()
+
+    def stop(self, timeout_s: float) -> ExitRecord | None:
+        """Climb the ladder until the machine has ended; for callers without an event loop."""
+        for rung in ladder(timeout_s):
+            self.climb(rung, timeout_s)
+            if (record := self.wait(rung.wait_s)) is not None:
+                return record
+        return None
+
+
+def take_back(paths: MachinePaths, layout: Layout, machine_id: str) -> None:
+    """Undo all of that very start, for a caller that holds the machine's lock. Raises HostError."""
+    record = load_machine(paths.record)
+    if record is not None and record.id != machine_id:
+        postflight.end_run(layout.run(machine_id))  # another start has the directory by now
+    else:
+        postflight.clear(paths, layout)
+    keeper.reap()
