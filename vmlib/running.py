@@ -160,6 +160,11 @@ class Machine:
         with contextlib.suppress(OSError, HypervisorError), keeper.Connection.open(self.run.control) as connection:
             connection.ask("note", kind=kind, text=text, forced=forced)
 
+    def announce_stop(self, timeout_s: float) -> None:
+        """Have the keeper end the machine by itself, should we die before the ladder's end."""
+        with contextlib.suppress(OSError, HypervisorError), keeper.Connection.open(self.run.control) as connection:
+            connection.ask("stop", timeout_s=timeout_s)
+
     def destroy(self) -> None:
         """Take back everything of this start, running or not. Raises HostError when something is left."""
         with files.locked(self.paths.lock):
@@ -173,6 +178,7 @@ class Machine:
 
     def stop(self, timeout_s: float) -> ExitRecord | None:
         """Climb the ladder until the machine has ended; for callers without an event loop."""
+        self.announce_stop(timeout_s)
         for rung in ladder(timeout_s):
             self.climb(rung, timeout_s)
             if (record := self.wait(rung.wait_s)) is not None:

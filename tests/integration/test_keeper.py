@@ -566,3 +566,20 @@ def test_nonsense_on_the_guest_channel_does_not_drown_the_exit_code(fake: Host) 
     record = machine.wait(20)
     assert record is not None
     assert (record.exit_code, record.message) == (9, "")
+
+
+def test_a_stop_that_was_asked_for_comes_to_its_end_without_whoever_asked(host: Host) -> None:
+    one = host.start("ignore-acpi")
+    one.machine.announce_stop(-6.0)
+    record = one.end()
+    assert record.exit_code == 137
+    assert record.message == "forced off: the guest did not power off, and whoever asked for the stop is gone"
+
+
+def test_a_later_keeper_still_knows_of_a_stop_that_was_asked_for(host: Host) -> None:
+    one = host.start("ignore-acpi")
+    one.machine.announce_stop(-6.0)
+    one.kill_keeper()
+    assert one.machine.settle() is None
+    record = one.end()
+    assert record.exit_code == 137

@@ -239,13 +239,17 @@ class Agent:
         return str(json.loads(self.command("job", "run", "-output", *more, str(path)).stdout)["Job"]["ID"])
 
     def purge_jobs(self) -> None:
-        """Stop every job and wait until each of its allocs has ended."""
-        for job in self.get("/v1/jobs"):
-            self.command("job", "stop", "-purge", "-detach", job["ID"])
+        """Stop every job, wait until each of its allocs has ended, then forget it."""
+        jobs = [job["ID"] for job in self.get("/v1/jobs")]
+        for job in jobs:
+            self.command("job", "stop", "-detach", job)
         ended = ("complete", "failed", "lost")
+        # Before the purge: the server forgets a purged job's allocs at once, whether they have ended or not.
         self.wait_for(
             "all allocs to end", lambda: all(one["ClientStatus"] in ended for one in self.get("/v1/allocations"))
         )
+        for job in jobs:
+            self.command("job", "stop", "-purge", "-detach", job)
 
     def allocs(self, job: str) -> list[dict[str, Any]]:
         """Newest first."""

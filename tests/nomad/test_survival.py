@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest import build
 from tests.nomad.agent import Agent
+from tests.nomad.conftest import make_agent
 from tests.nomad.test_jobs import JOBS, task_of
+from vmlib.hypervisor.base import Hypervisor
+from vmlib.hypervisor.select import attach
+from vmlib.machine import HostSettings, Machines
+from vmlib.paths import Layout
+from vmlib.spec import MachineSpec
 
 SERVICE = JOBS / "service.nomad.hcl"
 
@@ -187,3 +195,28 @@ def wait_until(look: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not look():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_dev_agent_that_is_stopped_leaves_no_machine_running(guest: build.Guest, plugin_dir: Path) -> None:
+    """Such an agent asks for the stop of its tasks and ends the plugin at once; the stop goes on without both."""
+    agent = make_agent(guest, plugin_dir, dev=True)
+    try:
+        agent.start()
+        service = Service(agent)
+        agent.stop()
+        wait_until(lambda: not Path(f"/proc/{service.vmm}").exists())
+        layout = Layout(agent.paths.chv_data, agent.paths.chv_run)
+        machines = Machines(HostSettings(layout=layout), _never, attach)
+        # The agent may or may not have come as far as to destroy it.
+        if (machine := machines.find(f"{service.alloc}/{service.task}")) is not None:
+            ended = machine.settle()
+            assert ended is not None
+            assert ended.exit_code == 0
+            machines.remove(machine.record.name)
+    finally:
+        agent.stop()
+        shutil.rmtree(agent.paths.base, ignore_errors=True)
+
+
+def _never(spec: MachineSpec) -> tuple[Hypervisor, str]:
+    raise AssertionError(spec)

@@ -37,6 +37,7 @@ _CHANNEL_LINE = 4096  # longer lines of a guest are passed over
 _EVENTS_KEPT = 64  # for a plugin that is away
 _FLUSH_S = 1.0  # at the end, for a reader that is alive but slow
 _EXIT_GRACE_S = 10.0  # a guest that said `exit N` powers itself off within this
+_LADDER_S = 8.0  # the owner's own steps after a stop's time-out take five
 _PANIC_GRACE_S = 2.0  # the VMM ends by itself at a panic within this
 _TERM_GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _ONE_REBOOT_S = 1.0
@@ -104,6 +105,7 @@ class Keeper:
             self._finish(None)
             return False
         self._watch_vmm(vmm_fd)
+        self._arm_stop()
         if self.evidence.exit_requested is not None:
             self.loop.after(_EXIT_GRACE_S, self._end_vmm)
         if self.evidence.panic:
@@ -302,6 +304,10 @@ class Keeper:
                     self.evidence.forced = text
                     self._save_state()
                 self._event(kind, text)
+            case {"op": "stop", "timeout_s": int() | float() as timeout_s}:
+                self.evidence.stop_by = time.time() + timeout_s + _LADDER_S
+                self._save_state()
+                self._arm_stop()
             case {"op": "commit"}:
                 self.run_paths.committed.touch()
                 self.committed = True
@@ -359,6 +365,17 @@ class Keeper:
     def _wait_status(self) -> int | None:
         """As Popen's returncode: negative is a signal. None when the VMM is not our child."""
         return None if self.child is None else self.child.wait()
+
+    def _arm_stop(self) -> None:
+        """Whoever asks for a stop climbs the ladder; should it die on the way, the end comes all the same."""
+        if self.evidence.stop_by is not None:
+            self.loop.after(max(0.0, self.evidence.stop_by - time.time()), self._overdue)
+
+    def _overdue(self) -> None:
+        self.evidence.forced = "forced off: the guest did not power off, and whoever asked for the stop is gone"
+        self._save_state()
+        self._event("forced off", self.evidence.forced)
+        self._end_vmm()
 
     def _end_vmm(self) -> None:
         assert self.vmm is not None

@@ -14,6 +14,7 @@ class Evidence:
     panic: bool = False
     panic_lines: str = ""
     forced: str = ""  # a sentence, when the owner ended the machine by force
+    stop_by: float | None = None  # when a stop that was asked for is over, in seconds since the epoch
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()
