@@ -101,7 +101,7 @@ class Store:
             if task.ended.done():
                 return
             try:
-                record = await self._offload("stop", task.machine.settle)
+                record = await self._offload("keep", task.machine.settle)
             except (HypervisorError, OSError) as exc:
                 log.warning("machine has no keeper task=%s: %s", task.id, exc)
                 await asyncio.sleep(_RETRY_S)

@@ -5,7 +5,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +59,7 @@ def open_ref(ref: FileRef, *, key: str) -> int:
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write beside the target, sync, rename over it: a reader sees the old or the new content, after a crash too."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(fd, "wb") as out:

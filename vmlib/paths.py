@@ -1,6 +1,5 @@
 """Where everything of a machine lies: one object that owns all names, so that no other module joins paths."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,4 +145,6 @@ class Layout:
 
 def run_key(machine_id: str) -> str:
     """The name of one start of a machine where names must be short: run directory, cgroup, guest name."""
+    import hashlib  # here: it would cost each keeper, which makes no names, several MB
+
     return hashlib.sha256(machine_id.encode()).hexdigest()[:12]

@@ -1,0 +1,71 @@
+"""`make bench`: ratios measured side by side in one run. Names of benchmarks as arguments run only those.
+
+CHV_BENCH_PAIRS (default 5) is how often slow things are measured, CHV_BENCH_MACHINES (default 200) how many machines
+a full node has.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests import needs
+from tests import setup as machine_setup
+from tests.bench import cold_start, executor, exits, full_node, measure, recover, start, submit
+from tests.bench.measure import Line, Settings
+from tests.guest import build
+
+RESULT = machine_setup.LOCAL / "bench.json"
+
+BENCHMARKS: dict[str, Callable[[Settings], list[Line]]] = {
+    "cold-start": cold_start.run,
+    "start": start.run,
+    "exit": exits.run,
+    "recover": recover.run,
+    "full-node": full_node.run,
+    "memory": executor.run,
+    "submit": submit.run,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench ARGS=", description="ratios against a baseline, never bare times")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; none: all")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {', '.join(unknown)}: expected some of {', '.join(BENCHMARKS)}")
+    if reason := needs.lacking("root") or needs.lacking("qemu"):
+        print(f"make bench: {reason}: machines need root and QEMU", file=sys.stderr)
+        return 1
+    base = Path(tempfile.mkdtemp(prefix="cb-", dir="/tmp"))
+    settings = Settings(
+        pairs=int(os.environ.get("CHV_BENCH_PAIRS", "5")),
+        machines=int(os.environ.get("CHV_BENCH_MACHINES", "200")),
+        chv=machine_setup.LOCAL / "plugins/chv",
+        guest_dir=build.ensure(machine_setup.cache_dir()).directory,
+        base=base,
+    )
+    lines: list[Line] = []
+    left_out: dict[str, str] = {}
+    try:
+        for name in names:
+            measure.say(name)
+            try:
+                lines += BENCHMARKS[name](settings)
+            except measure.LeftOutError as exc:
+                left_out[name] = str(exc)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+        # Also when one raises: the others took their time.
+        print(measure.table(lines))
+        for name, why in left_out.items():
+            print(f"{name}: left out, {why}")
+        measure.write_json(RESULT, lines, left_out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
