@@ -20,7 +20,8 @@ test: python ## all tests that can run here (CHV_TEST_REQUIRE=qemu,go,nomad make
 	@$(SETUP) --lenient venv qemu go guest
 	@$(PY) -m pytest --junitxml=.cache/junit.xml $(ARGS)
 
-lint: python types ## formatting, lint rules, types, and who imports whom
+lint: python types ## formatting, lint rules, types, who imports whom, driver/_pb against proto/
+	@$(PY) proto/generate.py --check
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@.cache/venv/bin/lint-imports --no-cache --no-logo
