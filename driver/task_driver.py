@@ -33,6 +33,7 @@ from vmlib.running import Machine
 log = logging.getLogger(__name__)
 
 _REPROBE_S = 30.0
+_LAST_WORDS_S = 2.0  # for a keeper to tell the end of a VMM that is gone
 _TASK_ID = re.compile(r"(?P<alloc>[^/]+)/(?P<task>.+)/(?P<start>[0-9a-f]{8})", re.DOTALL)
 # Nomad passes it on in a websocket's close frame, which holds 123 bytes: a longer text arrives as `unexpected EOF`.
 _NO_EXEC = "exec is not built yet in this version of chv, use SSH to the guest"
@@ -170,15 +171,21 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
 
     async def _stop(self, task: Task, timeout_s: float, *, at_once: bool) -> None:
         # A dev agent that is stopped asks for this and ends us at once.
-        await self.offload("stop", task.machine.announce_stop, 0.0 if at_once else timeout_s)
+        if at_once:
+            timeout_s = 0.0
+        await self.offload("stop", task.machine.announce_stop, timeout_s)
+        steps = []
         for rung in ladder(timeout_s):
-            if task.ended.done():
-                return
+            if task.ended.done() or not task.machine.running():
+                break
             if at_once and not rung.forced:
                 continue
-            await self.offload("stop", task.machine.climb, rung, timeout_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(task.ended), rung.wait_s)
+            # A VMM or a keeper that does not answer gets no more time than one that does.
+            steps.append(asyncio.create_task(self.offload("stop", task.machine.climb, rung, timeout_s)))
+            await asyncio.wait((task.ended,), timeout=rung.wait_s)
+        if not task.ended.done():
+            await asyncio.gather(*steps)
+            await asyncio.wait((task.ended,), timeout=_LAST_WORDS_S)
         if not task.ended.done() and not task.machine.running():
             # Its keeper hangs, or it would have told the end.
             record = await self.offload("stop", task.machine.settle)

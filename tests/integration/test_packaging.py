@@ -37,5 +37,6 @@ def test_the_wheel_holds_the_two_packages_and_the_executable(tmp_path: Path) -> 
         (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
         assert "chv = driver.main:main" in archive.read(entry_points).decode()
     installed = {name for name in names if ".dist-info/" not in name}
-    ours = {str(path.relative_to(source)) for top in ("driver", "vmlib") for path in (source / top).rglob("*.py")}
+    sources = (path for top in ("driver", "vmlib") for path in (source / top).rglob("*.py*"))
+    ours = {str(path.relative_to(source)) for path in sources if path.suffix in (".py", ".pyi")}
     assert installed == ours
