@@ -1,0 +1,129 @@
+"""What integration tests share: tests that are coroutines, the check that nothing is left behind, and nodes."""
+
+import asyncio
+import contextlib
+import inspect
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterator
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests import leftovers
+from tests.guest.build import Guest
+from tests.integration.nodes import NOTHING, Node
+
+_TEST_S = 180.0
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is a coroutine has a loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), _TEST_S))
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        item.stash[_FAILED] = report.failed
+    return report
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# nothing is left behind
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For every test with a `short_dir`, which is where machines are: what it makes is gone when it ends."""
+    # The tests of the check itself leave things on purpose.
+    if "short_dir" not in request.fixturenames or request.path.name == "test_leftovers.py":
+        yield
+        return
+    base: Path = request.getfixturevalue("short_dir")
+    with (
+        _Runs(base / "run" / "m") as runs,
+        leftovers.none_left(run_dir=base / "run", data_dir=base / "data", ignore=_not_ours(base, runs.keys)),
+    ):
+        yield
+    assert not list(base.glob("tmp/*")), "temporary files of a plugin"
+
+
+def _not_ours(base: Path, keys: AbstractSet[str]) -> Callable[[str], bool]:
+    """Other tests may run on this machine at the same time: things of theirs come and go."""
+    temporary = f"files: {tempfile.gettempdir()}/"
+
+    def ignore(line: str) -> bool:
+        if line.startswith("files: "):
+            return line.startswith(temporary) and not line.startswith(f"files: {base}/")
+        if line.startswith("mounts: "):
+            return not line.startswith(f"mounts: {base}/")
+        if line.startswith("cgroups: "):
+            return keys.isdisjoint(Path(line.removeprefix("cgroups: ")).parts)
+        # A link or a namespace has no directory; machines make none yet.
+        return line.startswith(("links: ", "namespaces: "))
+
+    return ignore
+
+
+class _Runs:
+    """Notes the names that runs of machines have had in a run directory. Their cgroups have the same ones, and nothing
+    else says whose those are. A machine's run directory is there before its cgroups and goes after them.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.keys: set[str] = set()
+        self._runs = runs
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        while not self._end.wait(0.02):
+            with contextlib.suppress(OSError):
+                self.keys.update(os.listdir(self._runs))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# nodes
+
+
+@pytest.fixture
+def node(request: pytest.FixtureRequest, short_dir: Path, guest: Guest, chv: Path) -> Iterator[Node]:
+    """A node whose machines run on QEMU."""
+    yield from _node(request, Node(base=short_dir, guest=guest.directory, chv=chv))
+
+
+@pytest.fixture
+def fake_node(request: pytest.FixtureRequest, short_dir: Path, guest: Guest, chv: Path) -> Iterator[Node]:
+    """A node whose machines are played by the fake hypervisor."""
+    yield from _node(request, Node(base=short_dir, guest=guest.directory, chv=chv, hypervisor="fake"))
+
+
+def _node(request: pytest.FixtureRequest, node: Node) -> Iterator[Node]:
+    node.make()
+    yield node
+    left = node.processes()
+    node.end_machines()
+    # After a failure these are no news.
+    assert left == NOTHING or request.node.stash.get(_FAILED, True), "machines left behind"
