@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 import time
 from typing import Literal, cast
 
@@ -16,6 +17,7 @@ from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import HostSettings, Machines
 from vmlib.paths import Layout
+from vmlib.process import TOOL_ENVIRONMENT
 from vmlib.running import Machine
 from vmlib.spec import MachineSpec
 from vmlib.sweep import Sweeper
@@ -69,7 +71,9 @@ class Node:
         return Layout(self.config.data_dir, self.config.run_dir)
 
     def handle(self, machine: Machine) -> Handle:
-        return Handle(data_dir=str(self.config.data_dir), run_dir=str(self.config.run_dir), name=machine.record.name)
+        return Handle(
+            data_dir=str(machine.layout.data_dir), run_dir=str(machine.layout.run_dir), name=machine.record.name
+        )
 
     # -- machines ------------------------------------------------------------------------------------------------
 
@@ -93,7 +97,15 @@ class Node:
 
     def quick_facts(self) -> NodeFacts:
         """What can be said without starting a program."""
-        return NodeFacts(networks=self._networks(), warnings=self._warnings())
+        missing = (
+            shutil.which(self.config.qemu_binary, path=TOOL_ENVIRONMENT["PATH"]) is None
+            and self.config.hypervisor != "fake"
+        )
+        return NodeFacts(
+            networks=self._networks(),
+            problems=(f"{self.config.qemu_binary} is not installed: install QEMU 7.2 or later",) if missing else (),
+            warnings=self._warnings(),
+        )
 
     async def facts(self) -> NodeFacts:
         """Everything, by real probes. Safe to call again: what did not change is not probed again."""

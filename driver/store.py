@@ -52,6 +52,9 @@ class Store:
     def get(self, task_id: str) -> Task | None:
         return self._tasks.get(task_id)
 
+    def tasks(self) -> list[Task]:
+        return list(self._tasks.values())
+
     def __len__(self) -> int:
         return len(self._tasks)
 

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import os
 import re
+import signal
 import time
 from collections.abc import AsyncIterator
 
@@ -50,6 +52,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         self.events = EventHub()
         self.store = Store(self.events, self.offload)
         self._starting: dict[str, asyncio.Task[Task]] = {}
+        self._host_fd: int | None = None
+        self._farewell: asyncio.Task[None] | None = None
 
     async def configure(self, msgpack_config: bytes, nomad: base_pb2.NomadConfig | None) -> None:
         """SetConfig. The same bytes get the same verdict on every launch."""
@@ -83,6 +87,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
     ) -> AsyncIterator[pb.FingerprintResponse]:
         # Only the launch that serves tasks is asked for this; the ones that only check the config must not sweep.
         self.node.start_sweeping()
+        self._end_with_embedded_host()
         last = fingerprint(self.node.quick_facts())
         yield fingerprint_response(last)
         while True:
@@ -91,6 +96,25 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
                 last = now
                 yield fingerprint_response(now)
             await asyncio.sleep(_REPROBE_S)
+
+    def _end_with_embedded_host(self) -> None:
+        """Unlike an agent it never comes back for its machines: when it is killed, they go, and so do we."""
+        if self.node.owner != "dev" or self._host_fd is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._host_fd = os.pidfd_open(os.getppid())
+        loop.add_reader(self._host_fd, self._on_host_gone, loop)
+
+    def _on_host_gone(self, loop: asyncio.AbstractEventLoop) -> None:
+        assert self._host_fd is not None
+        loop.remove_reader(self._host_fd)
+        self._farewell = loop.create_task(self._leave(), name="farewell")
+
+    async def _leave(self) -> None:
+        log.warning("the embedded host is gone: ending its %d machines", len(self.store))
+        machines = [task.machine for task in self.store.tasks()]
+        await asyncio.gather(*(self.offload("stop", one.destroy) for one in machines), return_exceptions=True)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     @rpc
     async def TaskEvents(self, request: pb.TaskEventsRequest, context: Context) -> AsyncIterator[pb.DriverTaskEvent]:
@@ -161,10 +185,10 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
     @rpc
     async def StopTask(self, request: pb.StopTaskRequest, context: Context) -> pb.StopTaskResponse:
         task = self.store.get(request.task_id)
-        if task is None:
-            await self._destroy_unknown(request.task_id)
-            return pb.StopTaskResponse()
         timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9
+        if task is None:
+            await self._stop_unknown(request.task_id, timeout_s)
+            return pb.StopTaskResponse()
         async with task.stopping:
             await self._stop(task, timeout_s, at_once=signal_action(request.signal) == "kill")
         return pb.StopTaskResponse()
@@ -209,12 +233,18 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         await self.store.forget(task.id)
         return pb.DestroyTaskResponse()
 
+    async def _stop_unknown(self, task_id: str, timeout_s: float) -> None:
+        """A task that was not recovered may still have its machine, which has a right to its time."""
+        if (name := _machine_name(task_id)) is None:
+            return
+        machine = await self.offload("recover", self.node.machines().find, name)
+        if machine is not None and machine.id == task_id:
+            await self.offload("stop", machine.stop, timeout_s)
+
     async def _destroy_unknown(self, task_id: str) -> None:
         """After a refused RecoverTask this is all that keeps the old machine from running beside the new one."""
-        if (parts := _TASK_ID.fullmatch(task_id)) is None:
-            return
-        name = translate.machine_name(parts["alloc"], parts["task"])
-        await self.offload("stop", self.node.machines().destroy, name, task_id)
+        if (name := _machine_name(task_id)) is not None:
+            await self.offload("stop", self.node.machines().destroy, name, task_id)
 
     # -- looking at a task ---------------------------------------------------------------------------------------
 
@@ -297,6 +327,12 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
 def build() -> TaskDriver:
     """The one driver of this process; needs a running loop."""
     return TaskDriver()
+
+
+def _machine_name(task_id: str) -> str | None:
+    """None for what is no id of a task of Nomad's."""
+    parts = _TASK_ID.fullmatch(task_id)
+    return None if parts is None else translate.machine_name(parts["alloc"], parts["task"])
 
 
 def _count(number: int, thing: str) -> str:

@@ -68,7 +68,8 @@ class Machines:
             keeper.reap()
 
     def _start_once(self, spec: MachineSpec, paths: MachinePaths) -> Machine:
-        _make_private(self._layout.machines)
+        for directory in (self._layout.data_dir, self._layout.machines, self._layout.run_dir):
+            _make_private(directory)
         _check_version(self._layout.version)
         _make_private(paths.root)
         with files.locked(paths.lock):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vmlib import files, postflight, process
 from vmlib.errors import HypervisorError
@@ -18,6 +19,8 @@ from vmlib.process import Identity
 from vmlib.record import ExitRecord, MachineRecord, load_exit, load_machine
 
 log = logging.getLogger(__name__)
+
+_TELL_S = 1.0
 
 
 @dataclass(slots=True)
@@ -157,13 +160,19 @@ class Machine:
 
     def note(self, kind: str, text: str, *, forced: bool = False) -> None:
         """Have the keeper tell an event and remember it for the verdict. A missing keeper is no reason to fail."""
-        with contextlib.suppress(OSError, HypervisorError), keeper.Connection.open(self.run.control) as connection:
-            connection.ask("note", kind=kind, text=text, forced=forced)
+        self._tell("note", kind=kind, text=text, forced=forced)
 
     def announce_stop(self, timeout_s: float) -> None:
         """Have the keeper end the machine by itself, should we die before the ladder's end."""
-        with contextlib.suppress(OSError, HypervisorError), keeper.Connection.open(self.run.control) as connection:
-            connection.ask("stop", timeout_s=timeout_s)
+        self._tell("stop", timeout_s=timeout_s)
+
+    def _tell(self, op: str, **details: Any) -> None:
+        """To a keeper that is missing or hangs nothing can be told, which keeps nobody from going on."""
+        with (
+            contextlib.suppress(OSError, HypervisorError),
+            keeper.Connection.open(self.run.control, timeout_s=_TELL_S) as connection,
+        ):
+            connection.ask(op, **details)
 
     def destroy(self) -> None:
         """Take back everything of this start, running or not. Raises HostError when something is left."""

@@ -114,3 +114,21 @@ def test_the_data_directory_says_its_version(fake_node: Node) -> None:
     assert done.returncode == 1
     assert "another version of chv" in done.stderr
     assert not list(fake_node.layout.machines.glob("*/*"))
+
+
+def test_a_killed_chv_dev_takes_its_machine_and_its_plugin_along(fake_node: Node) -> None:
+    with fake_node.dev(fake_node.job("tick", type="service")) as dev:
+        dev.until_says("tick 3")
+        children = Path(f"/proc/{dev.process.pid}/task/{dev.process.pid}/children").read_text().split()
+        here = [process.identify(int(pid)) for pid in children]
+        plugins = [who for who in here if who is not None]
+        assert plugins
+        (vmm,) = fake_node.processes()["vmm"]
+        dev.process.kill()
+        dev.process.wait()
+        assert all(process.wait_gone(who, 10.0) for who in plugins)
+        assert fake_node.processes() == NOTHING
+        assert not Path(f"/proc/{vmm}").exists()
+    # What nobody is left to remove; the next `chv dev` sweeps the machine's directory once this one is gone.
+    for directory in fake_node.base.glob("tmp/chv-dev-*"):
+        shutil.rmtree(directory)
