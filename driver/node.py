@@ -103,7 +103,7 @@ class Node:
         )
         return NodeFacts(
             networks=self._networks(),
-            problems=(f"{self.config.qemu_binary} is not installed: install QEMU 7.2 or later",) if missing else (),
+            problems=(f"qemu: {self.config.qemu_binary} is not installed",) if missing else (),
             warnings=self._warnings(),
         )
 
