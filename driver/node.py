@@ -151,7 +151,7 @@ class Node:
         while True:
             try:
                 await self.offload("probe", sweeper.sweep, time.monotonic())
-            except Exception:
+            except Exception:  # the top of a background task: a bad entry must not end the sweep
                 log.exception("sweep failed")
             await asyncio.sleep(_SWEEP_S)
 
