@@ -124,9 +124,13 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
     return config
 
 
-def decode_task_config(msgpack_config: bytes) -> TaskConfig:
-    """The job's block. Raises SpecError with every complaint, one a line."""
-    complaints = Complaints()
+def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = None) -> TaskConfig:
+    """The job's block. Raises SpecError with every complaint, one a line; with `complaints` given they go there.
+
+    What is returned beside complaints is good for finding further ones, and for nothing else.
+    """
+    alone = complaints is None
+    complaints = Complaints() if complaints is None else complaints
     values = decode(msgpack_config, TASK, complaints, with_hidden=_with_fake())
     _check_boot(complaints, values)
     _check_user_data(complaints, values["user_data"])
@@ -152,7 +156,8 @@ def decode_task_config(msgpack_config: bytes) -> TaskConfig:
         agent=values["agent"],
         hypervisor=values["hypervisor"],
     )
-    complaints.raise_as(SpecError)
+    if alone:
+        complaints.raise_as(SpecError)
     return config
 
 

@@ -104,13 +104,14 @@ class Node:
         return NodeFacts(
             networks=self._networks(),
             problems=(f"qemu: {self.config.qemu_binary} is not installed",) if missing else (),
-            warnings=self._warnings(),
         )
 
     async def facts(self) -> NodeFacts:
         """Everything, by real probes. Safe to call again: what did not change is not probed again."""
         async with self._probing:
             self._offers = await self.offload("probe", probe_offers, hypervisor_settings(self.config))
+            # Asks the user database, which may be a directory server that does not answer.
+            warning = await self.offload("probe", unprivileged_warning, self.config)
         offers = self._offers
         usable = offers.usable
         return NodeFacts(
@@ -119,15 +120,11 @@ class Node:
             accel=usable[0].accel if usable else "",
             networks=self._networks(),
             problems=() if usable else tuple(offers.reasons),
-            warnings=self._warnings(),
+            warnings=(warning,) if warning else (),
         )
 
     def _networks(self) -> tuple[tuple[str, str], ...]:
         return tuple((name, "user") for name in self.config.networks)
-
-    def _warnings(self) -> tuple[str, ...]:
-        warning = unprivileged_warning(self.config)
-        return (warning,) if warning else ()
 
     # -- sweep ---------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from driver._pb import base_pb2
 from vmlib.process import Identity, stat_fields
 
 _MHZ = re.compile(r"^cpu MHz\s*:\s*([0-9.]+)", re.MULTILINE)
+_SHORTEST_S = 0.001  # two samples closer than this say nothing about a rate
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -61,7 +62,7 @@ def sample(who: Identity, now: float) -> Sample | None:
 def usage(before: Sample | None, after: Sample) -> Usage:
     """The first sample of a task has nothing to compare with: zero CPU, never NaN (which hides all numbers)."""
     span_s = after.at - before.at if before is not None else 0.0
-    if before is None or span_s <= 0:
+    if before is None or span_s < _SHORTEST_S:
         return Usage(0.0, 0.0, after.rss_bytes)
     return Usage(
         100 * max(0.0, after.user_s - before.user_s) / span_s,

@@ -105,8 +105,9 @@ class Store:
                 return
             try:
                 record = await self._offload("keep", task.machine.settle)
-            except (HypervisorError, OSError) as exc:
-                log.warning("machine has no keeper task=%s: %s", task.id, exc)
+            except Exception as exc:  # the top of a background task: without it WaitTask would never answer
+                expected = isinstance(exc, HypervisorError | OSError)
+                log.warning("machine has no keeper task=%s: %s", task.id, exc, exc_info=None if expected else exc)
                 await asyncio.sleep(_RETRY_S)
                 continue
             if record is None:

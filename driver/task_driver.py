@@ -16,6 +16,7 @@ from driver import translate
 from driver._pb import base_pb2, driver_pb2_grpc
 from driver._pb import driver_pb2 as pb
 from driver.config import decode_plugin_config, decode_task_config
+from driver.decode import Complaints
 from driver.errors import NotFoundError, UnimplementedError, rpc
 from driver.events import EventHub
 from driver.fingerprint import fingerprint
@@ -52,6 +53,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         self.events = EventHub()
         self.store = Store(self.events, self.offload)
         self._starting: dict[str, asyncio.Task[Task]] = {}
+        self._parent = os.getppid()
         self._host_fd: int | None = None
         self._farewell: asyncio.Task[None] | None = None
 
@@ -91,7 +93,11 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         last = fingerprint(self.node.quick_facts())
         yield fingerprint_response(last)
         while True:
-            now = fingerprint(await self.node.facts())
+            try:
+                now = fingerprint(await self.node.facts())
+            except Exception:  # this stream must never end: Nomad would ask again a thousand times a second
+                log.exception("probe failed")
+                now = last
             if now != last:
                 last = now
                 yield fingerprint_response(now)
@@ -102,7 +108,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         if self.node.owner != "dev" or self._host_fd is not None:
             return
         loop = asyncio.get_running_loop()
-        self._host_fd = os.pidfd_open(os.getppid())
+        self._host_fd = os.pidfd_open(self._parent)
         loop.add_reader(self._host_fd, self._on_host_gone, loop)
 
     def _on_host_gone(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -112,6 +118,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
 
     async def _leave(self) -> None:
         log.warning("the embedded host is gone: ending its %d machines", len(self.store))
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
         machines = [task.machine for task in self.store.tasks()]
         await asyncio.gather(*(self.offload("stop", one.destroy) for one in machines), return_exceptions=True)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -140,8 +147,9 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         )
 
     async def _start(self, config: pb.TaskConfig) -> Task:
-        options = decode_task_config(config.msgpack_driver_config)
-        spec = translate.machine_spec(config, options, self.node.config, owner=self.node.owner)
+        complaints = Complaints()
+        options = decode_task_config(config.msgpack_driver_config, complaints)
+        spec = translate.machine_spec(config, options, self.node.config, owner=self.node.owner, complaints=complaints)
         machine = await self.offload("start", self.node.machines().start, spec)
         task = self.store.add(config, machine)
         record = machine.record
@@ -187,7 +195,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         task = self.store.get(request.task_id)
         timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9
         if task is None:
-            await self._stop_unknown(request.task_id, timeout_s)
+            task = await self._find_again(request.task_id)
+        if task is None:
             return pb.StopTaskResponse()
         async with task.stopping:
             await self._stop(task, timeout_s, at_once=signal_action(request.signal) == "kill")
@@ -233,13 +242,17 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         await self.store.forget(task.id)
         return pb.DestroyTaskResponse()
 
-    async def _stop_unknown(self, task_id: str, timeout_s: float) -> None:
+    async def _find_again(self, task_id: str) -> Task | None:
         """A task that was not recovered may still have its machine, which has a right to its time."""
         if (name := _machine_name(task_id)) is None:
-            return
+            return None
         machine = await self.offload("recover", self.node.machines().find, name)
-        if machine is not None and machine.id == task_id:
-            await self.offload("stop", machine.stop, timeout_s)
+        if machine is None or machine.id != task_id:
+            return None
+        alloc_id, task_name, _ = task_id.split("/", 2)
+        return self.store.get(task_id) or self.store.add(
+            pb.TaskConfig(id=task_id, alloc_id=alloc_id, name=task_name), machine
+        )
 
     async def _destroy_unknown(self, task_id: str) -> None:
         """After a refused RecoverTask this is all that keeps the old machine from running beside the new one."""

@@ -23,10 +23,18 @@ _TASK_DIRS = ("local", "secrets")
 
 
 def machine_spec(
-    task: pb.TaskConfig, options: TaskConfig, plugin: PluginConfig, *, owner: Literal["nomad", "dev", "run"]
+    task: pb.TaskConfig,
+    options: TaskConfig,
+    plugin: PluginConfig,
+    *,
+    owner: Literal["nomad", "dev", "run"],
+    complaints: Complaints | None = None,
 ) -> MachineSpec:
-    """The machine that a task asks for. Raises SpecError with every complaint, one a line."""
-    complaints = Complaints()
+    """The machine that a task asks for. Raises SpecError with every complaint, one a line.
+
+    `complaints` holds what was found in the config already, so that a job's author is told of all at once.
+    """
+    complaints = Complaints() if complaints is None else complaints
     if "/" in task.name or task.name in ("", ".", ".."):
         complaints.add("task", "expected a name that can be a directory", value=task.name)
     finder = _Finder(complaints, task, plugin)
@@ -57,6 +65,8 @@ def lints(task: pb.TaskConfig, options: TaskConfig, plugin: PluginConfig) -> lis
     if task.resources.ports and not options.network_interfaces and not plugin.default_network:
         labels = ", ".join(port.label for port in task.resources.ports)
         found.append(f"ports {labels} lead nowhere: the machine has no network_interface")
+    if task.resources.allocated_resources.memory.memory_max_mb:
+        found.append("memory_max has no effect yet: the guest has `memory`")
     if options.network_config and not options.network_interfaces and not plugin.default_network:
         found.append("network_config configures nothing: the machine has no network_interface")
     return found

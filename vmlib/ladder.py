@@ -38,4 +38,6 @@ def ladder(timeout_s: float) -> tuple[Rung, ...]:
 def sentence(rung: Rung, timeout_s: float) -> str:
     """The event of a forced step, and the message of an end by force."""
     how = {"quit": "the VMM was told to quit", "terminate": "SIGTERM to the VMM", "kill": "SIGKILL to the VMM"}
+    if timeout_s <= 0:
+        return f"forced off: the guest had no time to power off, {how[rung.step]}"
     return f"forced off: the guest did not power off within {timeout_s:g} s, {how[rung.step]}"

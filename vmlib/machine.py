@@ -102,7 +102,7 @@ class Machines:
             run.root.mkdir(mode=0o700)
             failpoint.hit("start.run_dir")
 
-            who = self._credentials(hypervisor, paths, journal)
+            who = self._credentials(hypervisor, paths, run, journal)
             res = self._resources(spec, paths, run, who, ours)
             failpoint.hit("start.files")
             groups = cgroup.paths_for(cgroup.read_layout(), run_key(spec.id))
@@ -155,11 +155,11 @@ class Machines:
             failpoint.hit("start.committed")
         return self._machine(record, paths)
 
-    def _credentials(self, hypervisor: Hypervisor, paths: MachinePaths, journal: Journal) -> Credentials:
+    def _credentials(self, hypervisor: Hypervisor, paths: MachinePaths, run: RunPaths, journal: Journal) -> Credentials:
         if self._settings.vm_uids is not None:
             with files.locked(self._layout.uids_lock):
                 uid = credentials.pick_uid(self._settings.vm_uids, self._held_uids())
-                journal.note("uid.free", path=str(paths.uid))
+                journal.note("uid.free", path=str(paths.uid), run_dir=str(run.root))
                 files.write_atomic(paths.uid, str(uid).encode())
             who = Credentials(uid=uid, gid=uid)
         else:

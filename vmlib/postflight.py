@@ -23,15 +23,15 @@ def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
         if Path(path).parent != layout.runs:
             raise HostError(f"{path} is not beneath {layout.runs}")
         # It says which process is the VMM: as long as that lives, somebody must be able to find it.
-        who = process.load_identity(RunPaths(Path(path)).vmm)
-        if who is not None and process.alive(who):
-            raise HostError(f"{path} belongs to process {who.pid}, which still runs")
+        _expect_ended(RunPaths(Path(path)))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)
 
-    def free_uid(path: str) -> None:
+    def free_uid(path: str, run_dir: str) -> None:
         if Path(path).name != "uid" or layout.machines not in Path(path).parents:
             raise HostError(f"{path} is not beneath {layout.machines}")
+        # Another machine with the uid of one that lives could reach its memory.
+        _expect_ended(RunPaths(Path(run_dir)))
         Path(path).unlink(missing_ok=True)
 
     return {
@@ -49,8 +49,14 @@ def clear(paths: MachinePaths, layout: Layout) -> None:
     """
     failures = Journal(paths.journal, actions(layout)).unwind()
     if failures:
-        raise HostError(f"{paths.root}: {failures[0]}", hint="`chv gc` tries again")
+        raise HostError(f"{paths.root}: {failures[0]}", hint="the next start, DestroyTask or sweep tries again")
     paths.record.unlink(missing_ok=True)
+
+
+def _expect_ended(run: RunPaths) -> None:
+    who = process.load_identity(run.vmm)
+    if who is not None and process.alive(who):
+        raise HostError(f"{run.root} belongs to process {who.pid}, which still runs")
 
 
 def end_run(run: RunPaths) -> None:

@@ -72,5 +72,3 @@ class Resources:
     boot: BootFiles | None = None
     disks: tuple[DiskAttachment, ...] = ()
     nics: tuple[UserNic, ...] = ()
-    cgroups: tuple[Path, ...] = ()  # one group of the VMM in each hierarchy
-    keeper_cgroups: tuple[Path, ...] = ()

@@ -57,8 +57,11 @@ class Machine:
 
         Raises HypervisorError when neither can be had now; trying again later helps.
         """
-        with files.locked(self.paths.lock):
-            return self.settle_locked()
+        try:
+            with files.locked(self.paths.lock):
+                return self.settle_locked()
+        except FileNotFoundError:
+            return self._judge()  # somebody removed the machine's directory
 
     def settle_locked(self) -> ExitRecord | None:
         """The same, for a caller that holds the machine's lock."""
@@ -72,7 +75,9 @@ class Machine:
             process.wait_gone(self._keeper_identity(), 5.0)
         if (record := self.exit_record()) is None:
             record = self._judge()
-            record.save(self.paths.exit_record)
+            current = load_machine(self.paths.record)
+            if current is not None and current.id == self.id:  # else another start has the directory by now
+                record.save(self.paths.exit_record)
         return record
 
     def _judge(self) -> ExitRecord:
@@ -176,6 +181,8 @@ class Machine:
 
     def destroy(self) -> None:
         """Take back everything of this start, running or not. Raises HostError when something is left."""
+        if not self.paths.root.exists():
+            return
         with files.locked(self.paths.lock):
             take_back(self.paths, self.layout, self.id)
 

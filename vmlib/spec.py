@@ -93,6 +93,6 @@ class MachineSpec:
     hypervisor: str = ""  # "" = the best one that is usable
     on_reboot: OnReboot = "restart"
     on_panic: OnPanic = "exit"
-    stdout: Path = Path("/dev/null")  # where the guest's console goes: a FIFO, a file or /dev/null
+    stdout: Path = Path("/dev/null")  # where the guest's console goes: a FIFO or /dev/null
     stderr: Path = Path("/dev/null")  # where the VMM's and our own words go
     alive_while: Path | None = None  # the machine's directory is kept as long as this directory exists

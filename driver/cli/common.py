@@ -11,6 +11,7 @@ from driver.devhost.agentfile import find_agent_file, plugin_config_msgpack
 from driver.devhost.errors import AgentFileError
 from driver.node import hypervisor_settings
 from driver.schema import plugin_spec
+from driver.translate import machine_name
 from vmlib.errors import HypervisorError, VmError
 from vmlib.hypervisor.select import attach, choose, probe_offers
 from vmlib.machine import HostSettings, Machines
@@ -53,7 +54,8 @@ def find_machine(config: PluginConfig, wanted: str) -> Machine:
     found = [
         machine
         for machine in all_machines(config)
-        if machine.record.name.startswith(alloc) and (not task or machine.record.name.endswith(f"/{task}"))
+        if machine.record.name.startswith(alloc)
+        and (not task or machine.record.name == machine_name(machine.record.name.split("/")[0], task))
     ]
     if len(found) == 1:
         return found[0]

@@ -1,6 +1,7 @@
 """A machine's life without Nomad: started once for one id, ended whole, found again, and never half there."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -269,11 +270,12 @@ def _start_or_say(host: Host, spec: MachineSpec) -> str:
     return ""
 
 
-def test_an_end_on_a_full_disk_is_not_forgotten(guest: Guest, short_dir: Path) -> None:
-    with host_for(short_dir, guest.directory, "fake") as one, _small_disk(one.layout.data_dir, "256k"):
+@pytest.mark.parametrize("which", ["data_dir", "run_dir"])
+def test_an_end_on_a_full_disk_is_not_forgotten(guest: Guest, short_dir: Path, which: str) -> None:
+    with host_for(short_dir, guest.directory, "fake") as one, _small_disk(getattr(one.layout, which), "256k"):
         boot = DirectBoot(kernel=_little(one), cmdline="sleep=2 exit=3")
         machine = one.machines.start(one.spec(boot=boot))
-        filler = one.layout.data_dir / "filler.lock"
+        filler = getattr(one.layout, which) / "filler.lock"
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(b"x" * 512)
@@ -283,6 +285,51 @@ def test_an_end_on_a_full_disk_is_not_forgotten(guest: Guest, short_dir: Path) -
         assert one.machines.recover("alloc/web", machine.id).exit_record() == record
         filler.unlink()
         one.machines.remove("alloc/web")
+
+
+def test_a_late_look_at_an_old_start_does_not_touch_the_end_of_the_newer_one(host: Host) -> None:
+    old = host.start("sleep=30", task="web").machine
+    old.destroy()
+    (old.run.exit_record).unlink(missing_ok=True)
+    old.paths.exit_record.unlink(missing_ok=True)
+    one = host.start("exit=3", task="web")
+    record = one.end()
+    assert record.exit_code == 3
+    late = old.settle()
+    assert late is not None
+    assert late.id == old.id
+    assert one.machine.exit_record() == record
+
+
+def test_a_machine_whose_directory_is_gone_can_still_be_destroyed_and_settled(host: Host) -> None:
+    machine = host.start("exit=0").machine
+    assert machine.wait(20) is not None
+    host.machines.remove(machine.record.name)
+    machine.destroy()
+    assert machine.settle() is not None
+
+
+def test_a_plan_of_a_later_version_does_not_keep_a_keeper_from_adopting(host: Host) -> None:
+    one = host.start("tick")
+    one.until_line("tick 2")
+    plan = one.machine.run.plan
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"from_the_future": 1}))
+    one.kill_keeper()
+    assert one.machine.settle() is None
+    one.machine.stop(10)
+
+
+def test_a_log_that_was_replaced_by_a_link_is_not_followed_by_the_next_keeper(host: Host) -> None:
+    one = host.start("tick")
+    one.until_line("tick 2")
+    target = host.directory / "target"
+    one.spec.stdout.unlink()
+    one.spec.stdout.symlink_to(target)
+    one.kill_keeper()
+    assert one.machine.settle() is None
+    assert not target.exists()
+    one.machine.stop(10)
+    assert not target.exists()
 
 
 def _little(host: Host) -> FileRef:

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from vmlib import postflight
+from vmlib.errors import HostError
 from vmlib.journal import Journal, Undo
+from vmlib.paths import Layout
+from vmlib.process import identify, save_identity
 
 
 class World:
@@ -121,3 +125,21 @@ def test_only_an_action_that_exists_can_be_noted(journal: Journal) -> None:
 def test_the_journal_is_private(journal: Journal, tmp_path: Path) -> None:
     journal.note("thing.remove", name="x")
     assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_uid_of_a_vmm_that_survives_is_not_given_away(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data", tmp_path / "run")
+    paths, run = layout.machine("a/t"), layout.run("a/t/1")
+    paths.root.mkdir(parents=True)
+    run.root.mkdir(parents=True)
+    paths.uid.write_text("200000")
+    me = identify(os.getpid())
+    assert me is not None
+    save_identity(run.vmm, me)
+    free = postflight.actions(layout)["uid.free"]
+    with pytest.raises(HostError, match="still runs"):
+        free(path=str(paths.uid), run_dir=str(run.root))
+    assert paths.uid.exists()
+    run.vmm.unlink()
+    free(path=str(paths.uid), run_dir=str(run.root))
+    assert not paths.uid.exists()

@@ -4,12 +4,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from driver._pb import driver_pb2 as pb
-from driver.config import InterfaceConfig, PluginConfig, TaskConfig, UserNetwork, decode_plugin_config
+from driver.config import (
+    InterfaceConfig,
+    PluginConfig,
+    TaskConfig,
+    UserNetwork,
+    decode_plugin_config,
+    decode_task_config,
+)
+from driver.decode import Complaints
 from driver.translate import default_hostname, derived_mac, lints, machine_name, machine_spec
 from vmlib.errors import SpecError
 from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward, RootDisk, SeedSpec
@@ -407,3 +416,16 @@ def test_ports_and_network_config_of_a_machine_without_a_link_are_linted() -> No
     ]
     assert lints(task, options, a_plugin("u", default_network="u")) == []
     assert lints(a_task(), KERNEL, a_plugin()) == []
+
+
+def test_complaints_of_the_config_and_of_the_task_come_in_one_list() -> None:
+    complaints = Complaints()
+    body = msgspec.msgpack.encode({"kernel": "/nowhere/vmlinuz", "vcpus": 999, "hostname": "-", "on_panic": "dance"})
+    options = decode_task_config(body, complaints)
+    with pytest.raises(SpecError) as caught:
+        machine_spec(
+            a_task(resources=resources(memory_mb=1)), options, a_plugin(), owner="nomad", complaints=complaints
+        )
+    lines = str(caught.value).splitlines()
+    for key in ("kernel", "vcpus", "hostname", "on_panic", "memory"):
+        assert sum(line.startswith(key) for line in lines) == 1, lines

@@ -12,7 +12,6 @@ from vmlib.resources import Credentials, Resources
 from vmlib.spec import MachineSpec, OnPanic, OnReboot
 
 Accel = Literal["kvm", "tcg", "none"]
-MonitorProtocol = Literal["qmp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +39,7 @@ class LaunchPlan:
     listeners: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     credentials: Credentials
-    cgroups: tuple[Path, ...] = ()
     monitor: str = "events"  # listener on which the keeper hears the VMM's events
-    monitor_protocol: MonitorProtocol = "qmp"
-    request: str = "qmp"  # listener on which the plugin asks
     channel: str = "channel"  # listener of the guest channel
     on_reboot: OnReboot = "restart"
     on_panic: OnPanic = "exit"

@@ -32,7 +32,6 @@ class Qemu:
             listeners={name: name for name in LISTENERS},
             environment=fixed_environment(res.run_dir),
             credentials=res.credentials,
-            cgroups=res.cgroups,
             on_reboot=spec.on_reboot,
             on_panic=spec.on_panic,
         )

@@ -133,7 +133,10 @@ def adopt(run: RunPaths) -> bool:
 
     Raises HypervisorError when that is not possible, for one because another keeper was faster.
     """
-    plan = KeeperPlan.load(run.plan.read_bytes())
+    try:
+        plan = KeeperPlan.load(run.plan.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise HypervisorError(f"{run.plan}: {exc}") from exc
     lease, answer = _launch("adopt", plan, kind="adopt")
     lease.close()
     match answer:

@@ -11,7 +11,6 @@ import re
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import asdict
@@ -309,7 +308,10 @@ class Keeper:
                 self._save_state()
                 self._arm_stop()
             case {"op": "commit"}:
-                self.run_paths.committed.touch()
+                try:
+                    self.run_paths.committed.touch()
+                except OSError as exc:
+                    return {"ok": False, "reason": f"{exc.filename}: {(exc.strerror or str(exc)).lower()}"}
                 self.committed = True
             case {"op": "console"}:
                 client.attached = True
@@ -448,7 +450,8 @@ class Keeper:
         try:
             write_atomic(path, data)
         except OSError as exc:
-            sys.stderr.write(f"{path}: not written: {exc}\n")
+            with contextlib.suppress(OSError):  # our own log may lie on the same full disk
+                os.write(2, f"{path}: not written: {exc}\n".encode(errors="replace"))
             return False
         return True
 

@@ -1,7 +1,7 @@
 """What a keeper is told to do, as plain JSON: the words between the process that starts a machine and its keeper."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 
@@ -36,7 +36,12 @@ class KeeperPlan:
 
     @classmethod
     def load(cls, data: bytes) -> "KeeperPlan":
-        return cls(**json.loads(data))
+        """Passes over what a later version may have added. Raises ValueError on what is no plan."""
+        known = {field.name for field in fields(cls)}
+        try:
+            return cls(**{key: value for key, value in json.loads(data).items() if key in known})
+        except (AttributeError, TypeError) as exc:
+            raise ValueError(f"no keeper plan: {exc}") from exc
 
     @property
     def run(self) -> Path:

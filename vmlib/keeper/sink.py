@@ -1,5 +1,6 @@
 """One log stream of the task: never blocks, keeps 1 MiB for a slow reader, says what it had to drop."""
 
+import errno
 import os
 import stat
 from collections import deque
@@ -18,10 +19,13 @@ class Sink:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        fifo = _is_fifo(path)
-        flags = os.O_RDWR | os.O_NONBLOCK if fifo else os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-        self.pollable = fifo  # a regular file is always writable and cannot be polled
+        # Other tasks of the group may write where the FIFO lies: neither a link nor a file of theirs is opened for us.
+        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        mode = os.fstat(self.fd).st_mode
+        if not stat.S_ISFIFO(mode) and not _is_null(self.fd):
+            os.close(self.fd)
+            raise OSError(errno.EINVAL, "neither a FIFO nor /dev/null", str(path))
+        self.pollable = stat.S_ISFIFO(mode)  # /dev/null is always writable and cannot be polled
         self.lost_bytes = 0  # dropped since the last note of a loss
         self.lost_total = 0
         self._queue: deque[bytes] = deque()
@@ -82,8 +86,6 @@ class Sink:
             self._queue.append(data)
 
 
-def _is_fifo(path: Path) -> bool:
-    try:
-        return stat.S_ISFIFO(path.stat().st_mode)
-    except FileNotFoundError:
-        return False
+def _is_null(fd: int) -> bool:
+    """/dev/null stands for logs that the job has disabled."""
+    return os.path.samestat(os.fstat(fd), os.stat(os.devnull))
