@@ -70,7 +70,7 @@ class Machines:
     def _start_once(self, spec: MachineSpec, paths: MachinePaths) -> Machine:
         for directory in (self._layout.data_dir, self._layout.machines, self._layout.run_dir):
             _make_private(directory)
-        _check_version(self._layout.version)
+        _check_version(self._layout)
         _make_private(paths.root)
         with files.locked(paths.lock):
             if (machine := self._already_started(paths, spec.id)) is not None:
@@ -260,13 +260,15 @@ class Machines:
         return Machine(record, paths, self._layout, lambda run_dir: self._attach(record.hypervisor, run_dir))
 
 
-def _check_version(path: Path) -> None:
+def _check_version(layout: Layout) -> None:
     """A later version may keep its things otherwise; writing into them would break them."""
-    try:
-        found = path.read_text().strip()
-    except FileNotFoundError:
-        files.write_atomic(path, f"{_DATA_VERSION}\n".encode())
-        return
+    path = layout.version
+    if not path.exists():
+        with files.locked(layout.version_lock):
+            for torn in path.parent.glob(f".{path.name}.*"):  # by somebody who was killed here
+                torn.unlink()
+            files.write_atomic(path, f"{_DATA_VERSION}\n".encode())
+    found = path.read_text().strip()
     if found != _DATA_VERSION:
         raise HostError(
             f"{path} says {found[:32]!r}, expected {_DATA_VERSION}",

@@ -123,6 +123,10 @@ class Layout:
         return self.data_dir / "version"
 
     @property
+    def version_lock(self) -> Path:
+        return self.data_dir / "version.lock"
+
+    @property
     def machines(self) -> Path:
         return self.data_dir / "machines"
 
