@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from vmlib.running import Machine
 log = logging.getLogger(__name__)
 
 _MAX_MESSAGE = 1 << 20
+_KEEPER_S = 5.0  # for a keeper to tell the end of its VMM
 _RETRY_S = 0.5  # between attempts to find out what became of a keeper
 _FOLLOW_AGAIN_S = 0.05  # a keeper that lives and does not talk to us is no reason for a busy loop
 
@@ -28,7 +30,7 @@ class Task:
     machine: Machine
     ended: asyncio.Future[ExitRecord]
     started_at: float  # seconds since the epoch
-    watch: asyncio.Task[None] | None = None
+    watches: tuple[asyncio.Task[None], ...] = ()
     stopping: asyncio.Lock = field(default_factory=asyncio.Lock)
     forgotten: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -62,7 +64,10 @@ class Store:
         """Know a task from now on, and watch its machine to its end."""
         task = Task(config, machine, asyncio.get_running_loop().create_future(), machine.record.started_at)
         self._tasks[config.id] = task
-        task.watch = asyncio.create_task(self._watch(task), name=f"watch {config.id}")
+        task.watches = (
+            asyncio.create_task(self._watch(task), name=f"watch {config.id}"),
+            asyncio.create_task(self._look_out(task), name=f"look out {config.id}"),
+        )
         return task
 
     async def forget(self, task_id: str) -> None:
@@ -70,9 +75,9 @@ class Store:
         task = self._tasks.pop(task_id, None)
         if task is None:
             return
-        if task.watch is not None:
-            task.watch.cancel()
-            await asyncio.gather(task.watch, return_exceptions=True)
+        for watch in task.watches:
+            watch.cancel()
+        await asyncio.gather(*task.watches, return_exceptions=True)
         if not task.ended.done():
             record = task.machine.exit_record()
             task.ended.set_result(record or _destroyed(task))
@@ -94,6 +99,17 @@ class Store:
             )
         )
 
+    async def _look_out(self, task: Task) -> None:
+        """A keeper that hangs tells nobody that its VMM has ended; the kernel does."""
+        while task.machine.running():
+            try:
+                await _end_of(task.machine.vmm_identity.pid)
+            except ProcessLookupError:
+                break
+        await asyncio.wait((task.ended,), timeout=_KEEPER_S)
+        if not task.ended.done():
+            await self._settle(task)
+
     async def _watch(self, task: Task) -> None:
         """Follow the keeper; when it is gone, find out why, and have another one take its place."""
         while not task.ended.done():
@@ -103,17 +119,21 @@ class Store:
                 log.debug("keeper not reached task=%s: %s", task.id, exc)
             if task.ended.done():
                 return
-            try:
-                record = await self._offload("keep", task.machine.settle)
-            except Exception as exc:  # the top of a background task: without it WaitTask would never answer
-                expected = isinstance(exc, HypervisorError | OSError)
-                log.warning("machine has no keeper task=%s: %s", task.id, exc, exc_info=None if expected else exc)
-                await asyncio.sleep(_RETRY_S)
-                continue
-            if record is None:
-                await asyncio.sleep(_FOLLOW_AGAIN_S)
-            elif not task.ended.done():
-                task.ended.set_result(record)
+            await self._settle(task)
+
+    async def _settle(self, task: Task) -> None:
+        """Find out whether a machine has ended; one that has not gets a keeper again."""
+        try:
+            record = await self._offload("keep", task.machine.settle)
+        except Exception as exc:  # the top of a background task: without it WaitTask would never answer
+            expected = isinstance(exc, HypervisorError | OSError)
+            log.warning("machine has no keeper task=%s: %s", task.id, exc, exc_info=None if expected else exc)
+            await asyncio.sleep(_RETRY_S)
+            return
+        if record is None:
+            await asyncio.sleep(_FOLLOW_AGAIN_S)
+        elif not task.ended.done():
+            task.ended.set_result(record)
 
     async def _follow(self, task: Task) -> None:
         """Take what the keeper says until it says no more. Raises OSError when it cannot be reached."""
@@ -132,6 +152,18 @@ class Store:
                         return
         finally:
             writer.close()
+
+
+async def _end_of(pid: int) -> None:
+    """Wait for the end of a process without a thread. Raises ProcessLookupError when there is none."""
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    fd = os.pidfd_open(pid)
+    loop.add_reader(fd, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 def _destroyed(task: Task) -> ExitRecord:

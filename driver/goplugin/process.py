@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ def prepare(log_level: int = logging.DEBUG) -> Streams:
     # Handlers, not SIG_IGN: that would be inherited by every child.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    _allow_many_files()
     handshake_fd, log_fd = _move(1), _move(2)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -46,6 +48,13 @@ def prepare(log_level: int = logging.DEBUG) -> Streams:
         os.close(null)
     _close_rest_at_exec()
     return Streams(handshake_fd, hclog.install(log_fd, log_level) if log_fd is not None else None)
+
+
+def _allow_many_files() -> None:
+    """A thousand is the usual limit; a plugin holds some descriptors for each of its tasks."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _move(fd: int) -> int | None:

@@ -344,3 +344,13 @@ async def test_the_plugin_is_killed_while_the_guest_shuts_down(fake_node: Node) 
         assert await one.life == GRACEFUL
         assert "forced off" not in kinds(one.host)
         assert told(one.host).count("power button pressed") == 1
+
+
+async def test_a_vmm_that_ends_while_its_keeper_hangs_is_noticed(fake_node: Node) -> None:
+    async with service(fake_node) as one:
+        assert process.send_signal(fake_node.keeper, signal.SIGSTOP)
+        assert process.send_signal(fake_node.vmm, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            result = await one.life
+        assert result.exit_code == 1
+        assert "cause unknown" in result.message

@@ -573,7 +573,7 @@ def test_a_stop_that_was_asked_for_comes_to_its_end_without_whoever_asked(host: 
     one.machine.announce_stop(-6.0)
     record = one.end()
     assert record.exit_code == 137
-    assert record.message == "forced off: the guest did not power off, and whoever asked for the stop is gone"
+    assert record.message == "forced off: the guest did not power off in its time, its keeper ended the VMM"
 
 
 def test_a_later_keeper_still_knows_of_a_stop_that_was_asked_for(host: Host) -> None:

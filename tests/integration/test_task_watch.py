@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from driver._pb import driver_pb2 as pb
 from driver.events import EventHub
 from driver.offload import Offload
 from driver.store import Store
+from vmlib.process import Identity, identify
 from vmlib.record import ExitRecord
 from vmlib.running import Machine
 
@@ -32,6 +34,19 @@ class Keeper:
 
     def __post_init__(self) -> None:
         self.run = SimpleNamespace(control=self.control)
+
+    @property
+    def vmm_identity(self) -> Identity:
+        """A VMM that runs as long as the test."""
+        me = identify(os.getpid())
+        assert me is not None
+        return me
+
+    def running(self) -> bool:
+        return True
+
+    def exit_record(self) -> None:
+        return None
 
     def settle(self) -> None:
         self.settled += 1
@@ -62,6 +77,7 @@ async def test_nonsense_of_a_keeper_does_not_end_the_watch(tmp_path: Path, nonse
             record = await asyncio.shield(task.ended)
         assert record == ExitRecord(id="a/t/0", at=1.0, exit_code=3)
         assert keeper.settled == 1
+        await store.forget(task.id)
 
 
 async def test_a_keeper_that_lives_and_says_nothing_is_no_busy_loop(tmp_path: Path) -> None:
@@ -71,6 +87,4 @@ async def test_a_keeper_that_lives_and_says_nothing_is_no_busy_loop(tmp_path: Pa
         task = store.add(pb.TaskConfig(id="a/t/0"), cast(Machine, keeper))
         await asyncio.sleep(0.5)
         assert 1 <= keeper.settled <= 12
-        assert task.watch is not None
-        task.watch.cancel()
-        await asyncio.gather(task.watch, return_exceptions=True)
+        await store.forget(task.id)

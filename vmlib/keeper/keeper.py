@@ -374,7 +374,7 @@ class Keeper:
             self.loop.after(max(0.0, self.evidence.stop_by - time.time()), self._overdue)
 
     def _overdue(self) -> None:
-        self.evidence.forced = "forced off: the guest did not power off, and whoever asked for the stop is gone"
+        self.evidence.forced = "forced off: the guest did not power off in its time, its keeper ended the VMM"
         self._save_state()
         self._event("forced off", self.evidence.forced)
         self._end_vmm()
