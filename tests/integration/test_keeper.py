@@ -196,7 +196,8 @@ def test_the_log_has_no_end_while_the_machine_lives_and_one_after_it(host: Host)
 def test_a_log_that_is_gone_does_not_keep_a_machine_from_being_adopted(fake: Host) -> None:
     logs = fake.directory / "gone"
     logs.mkdir()
-    os.mkfifo(logs / "out")
+    for name in ("out", "err"):
+        os.mkfifo(logs / name)
     spec = fake.spec("exit-only=3", stdout=logs / "out", stderr=logs / "err")
     machine = fake.machines.start(spec)
     keeper = process.load_identity(machine.run.keeper)
