@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import shutil
 import time
 from typing import Literal, cast
 
@@ -17,7 +16,7 @@ from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import HostSettings, Machines
 from vmlib.paths import Layout
-from vmlib.process import TOOL_ENVIRONMENT
+from vmlib.probe import find_program
 from vmlib.running import Machine
 from vmlib.spec import MachineSpec
 from vmlib.sweep import Sweeper
@@ -97,10 +96,7 @@ class Node:
 
     def quick_facts(self) -> NodeFacts:
         """What can be said without starting a program."""
-        missing = (
-            shutil.which(self.config.qemu_binary, path=TOOL_ENVIRONMENT["PATH"]) is None
-            and self.config.hypervisor != "fake"
-        )
+        missing = self.config.hypervisor != "fake" and find_program(self.config.qemu_binary) is None
         return NodeFacts(
             networks=self._networks(),
             problems=(f"qemu: {self.config.qemu_binary} is not installed",) if missing else (),

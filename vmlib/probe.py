@@ -87,9 +87,14 @@ def _unless_interrupted(ioctl: Ioctl, fd: int, request: int) -> int:
     raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
 
+def find_program(binary: str) -> str | None:
+    """Where a VMM or a tool would be found; None when it is not installed. Starts nothing."""
+    return shutil.which(binary, path=TOOL_ENVIRONMENT["PATH"])
+
+
 def qemu_program(binary: str) -> Program:
     """Look for QEMU on the path of a VMM and ask its version, once for each state of the file."""
-    path = shutil.which(binary, path=TOOL_ENVIRONMENT["PATH"])
+    path = find_program(binary)
     if path is None:
         return Program(path=binary, why_not=f"{binary} is not installed")
     try:

@@ -118,14 +118,6 @@ class Machine:
         with self._vmm() as vmm:
             vmm.resume()
 
-    def reboot(self) -> None:
-        with self._vmm() as vmm:
-            vmm.reboot()
-
-    def nmi(self) -> None:
-        with self._vmm() as vmm:
-            vmm.nmi()
-
     def press_power_button(self) -> None:
         """Resumes a paused guest first, which could not hear it otherwise."""
         with self._vmm() as vmm:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ from driver.config import PluginConfig
 from driver.node import hypervisor_settings, unprivileged_warning
 from vmlib import cgroup
 from vmlib.hypervisor.select import Offer, probe_offers
-from vmlib.process import TOOL_ENVIRONMENT
+from vmlib.probe import find_program
 
 Verdict = Literal["ok", "warning", "problem"]
 
@@ -69,7 +68,7 @@ def _hypervisors(offer: Offer) -> list[Check]:
 
 
 def _qemu_img() -> Check:
-    found = shutil.which("qemu-img", path=TOOL_ENVIRONMENT["PATH"])
+    found = find_program("qemu-img")
     if found is not None:
         return Check("qemu-img", "ok", found)
     return Check("qemu-img", "warning", "not installed: no job can boot from an image", "install qemu-utils")

@@ -15,6 +15,7 @@ import pytest
 
 from tests import leftovers
 from tests.guest.build import Guest
+from tests.integration.machines import Host, host_for
 from tests.integration.nodes import NOTHING, Node
 
 _TEST_S = 180.0
@@ -127,3 +128,25 @@ def _node(request: pytest.FixtureRequest, node: Node) -> Iterator[Node]:
     node.end_machines()
     # After a failure these are no news.
     assert left == NOTHING or request.node.stash.get(_FAILED, True), "machines left behind"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# machines without a plugin
+
+
+@pytest.fixture(params=["fake", "qemu"])
+def host(request: pytest.FixtureRequest, guest: Guest, short_dir: Path) -> Iterator[Host]:
+    with host_for(short_dir, guest.directory, request.param) as one:
+        yield one
+
+
+@pytest.fixture
+def fake(guest: Guest, short_dir: Path) -> Iterator[Host]:
+    with host_for(short_dir, guest.directory, "fake") as one:
+        yield one
+
+
+@pytest.fixture
+def qemu(guest: Guest, short_dir: Path) -> Iterator[Host]:
+    with host_for(short_dir, guest.directory, "qemu") as one:
+        yield one

@@ -8,14 +8,12 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from tests.guest.build import Guest
-from tests.integration.machines import NOTHING, READY, Host, Running, host_for
+from tests.integration.machines import NOTHING, READY, Host, Running
 from vmlib import process
 from vmlib.hypervisor.base import LaunchPlan
 from vmlib.hypervisor.fake import Fake
@@ -26,24 +24,6 @@ from vmlib.resources import Resources
 from vmlib.spec import MachineSpec
 
 PANIC = "Kernel panic - not syncing: sysrq triggered crash"
-
-
-@pytest.fixture(params=["fake", "qemu"])
-def host(request: pytest.FixtureRequest, guest: Guest, short_dir: Path) -> Iterator[Host]:
-    with host_for(short_dir, guest.directory, request.param) as one:
-        yield one
-
-
-@pytest.fixture
-def fake(guest: Guest, short_dir: Path) -> Iterator[Host]:
-    with host_for(short_dir, guest.directory, "fake") as one:
-        yield one
-
-
-@pytest.fixture
-def qemu(guest: Guest, short_dir: Path) -> Iterator[Host]:
-    with host_for(short_dir, guest.directory, "qemu") as one:
-        yield one
 
 
 # ---------------------------------------------------------------------------------------------------------------------

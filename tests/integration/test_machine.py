@@ -29,24 +29,6 @@ from vmlib.resources import Resources
 from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward
 
 
-@pytest.fixture(params=["fake", "qemu"])
-def host(request: pytest.FixtureRequest, guest: Guest, short_dir: Path) -> Iterator[Host]:
-    with host_for(short_dir, guest.directory, request.param) as one:
-        yield one
-
-
-@pytest.fixture
-def fake(guest: Guest, short_dir: Path) -> Iterator[Host]:
-    with host_for(short_dir, guest.directory, "fake") as one:
-        yield one
-
-
-@pytest.fixture
-def qemu(guest: Guest, short_dir: Path) -> Iterator[Host]:
-    with host_for(short_dir, guest.directory, "qemu") as one:
-        yield one
-
-
 def _nothing_is_left(host: Host, spec: MachineSpec) -> None:
     """Of that start: no process, no run directory, no journal, no record, no uid."""
     paths = host.layout.machine(spec.name)

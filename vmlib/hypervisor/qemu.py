@@ -6,10 +6,9 @@ from pathlib import Path
 from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
 from vmlib.hypervisor.qemu_argv import LISTENERS, command_line
 from vmlib.hypervisor.qmp import QmpVmm
+from vmlib.process import TOOL_ENVIRONMENT
 from vmlib.resources import Resources
 from vmlib.spec import MachineSpec
-
-SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,7 @@ class Qemu:
 
 def fixed_environment(run_dir: Path) -> dict[str, str]:
     """All that a VMM sees of an environment: nothing of the agent's."""
-    return {"PATH": SAFE_PATH, "HOME": str(run_dir), "TMPDIR": str(run_dir), "LC_ALL": "C"}
+    return {"PATH": TOOL_ENVIRONMENT["PATH"], "HOME": str(run_dir), "TMPDIR": str(run_dir), "LC_ALL": "C"}
 
 
 def attach_qmp(run_dir: Path) -> QmpVmm:
