@@ -1,5 +1,6 @@
 """What was asked for: the words in which a caller describes a machine. Imports nothing of ours."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ DiskFormat = Literal["raw", "qcow2"]
 RootMode = Literal["overlay", "copy"]
 OnReboot = Literal["restart", "exit"]
 OnPanic = Literal["exit", "restart"]
+NumaPolicy = Literal["strict", "prefer", "spread"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,19 @@ class NicSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CoresSpec:
+    """Which CPUs the machine wants for itself."""
+
+    exclusive: bool = False  # whole cores of its own; otherwise its vCPUs float
+    expose: bool = False  # two vCPUs a physical core, which the guest sees as threads of one
+    numa: NumaPolicy = "prefer"
+    isolate_emulator: bool = False  # one more core, for the VMM's other threads
+    given: frozenset[int] = frozenset()  # logical CPUs that the scheduler chose
+    tokens: Mapping[int, int] = field(default_factory=dict)  # NUMA node -> dedicated cores that the scheduler counted
+    cpu_shares: int = 0  # weight among the machines that float; 0 = the kernel's default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """A whole machine, as asked for.
 
@@ -90,6 +105,9 @@ class MachineSpec:
     root: RootDisk | None = None
     seed: SeedSpec | None = None
     nics: tuple[NicSpec, ...] = ()
+    cores: CoresSpec = field(default_factory=CoresSpec)
+    memory_max_mib: int = 0  # the VMM's cgroup may use at least this much; 0 = what its RAM and overhead need
+    hugepages: bool = False
     hypervisor: str = ""  # "" = the best one that is usable
     on_reboot: OnReboot = "restart"
     on_panic: OnPanic = "exit"
