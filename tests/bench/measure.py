@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Unit = Literal["s", "bytes"]
+Unit = Literal["s", "bytes", "share", "cores"]
 
 
 class LeftOutError(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests import needs
 from tests import setup as machine_setup
-from tests.bench import cold_start, executor, exits, full_node, measure, recover, start, submit
+from tests.bench import cold_start, executor, exits, full_node, measure, placement, recover, start, submit
 from tests.bench.measure import Line, Settings
 from tests.guest import build
 
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Line]]] = {
     "full-node": full_node.run,
     "memory": executor.run,
     "submit": submit.run,
+    "placement": placement.run,
 }
 
 
