@@ -1,7 +1,8 @@
 """What a machine was given: the values that allocator, ledger, confinement and their users hand to one another."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 # `node`: nobody else on this node runs there. `node (thread)`: the same beside a stranger on a split sibling set.
 # `driver`: no other machine runs there, other tasks of the scheduler may. `shared`: no core of its own.
@@ -23,6 +24,15 @@ class Placement:
     emulator: tuple[int, ...] = ()  # CPUs of its own for the VMM's other threads; () = housekeeping
     nodes: tuple[int, ...] = ()  # NUMA nodes of its cores, for its memory; () = any
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Placement":
+        """Raises KeyError, TypeError or ValueError on what is no placement."""
+        return cls(
+            level=cast(Level, str(data["level"])),
+            source=cast(Source, str(data["source"])),
+            **{key: tuple(int(n) for n in data[key]) for key in ("vcpus", "cpus", "emulator", "nodes")},
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -34,8 +44,10 @@ class Entry:
     boot_id: str
     run_dir: str  # of this start
     placement: Placement
+    level: Level = "shared"  # what it really has now; placement.level is what it was given
     draining: bool = False  # it is being stopped, or has ended: its cores come free
     repairs: int = 0  # drifts that were repaired
+    warned: str = ""  # what was last said of the partition it is in; "" = it is valid, or there is none
     yielded: str = ""  # why it no longer has the cores it had; "" = it has
 
 
