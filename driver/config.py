@@ -11,8 +11,9 @@ from typing import Any, Literal, cast
 from driver.decode import Complaints, decode, path_of_label
 from driver.schema import PATH_MAX_BYTES, PLUGIN, TASK
 from driver.units import parse_duration, parse_size
+from vmlib.cores.cpulist import format_cpus, parse_cpus
 from vmlib.errors import HostError, SpecError
-from vmlib.spec import DiskFormat, OnPanic, OnReboot, RootMode
+from vmlib.spec import DiskFormat, NumaPolicy, OnPanic, OnReboot, RootMode
 
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
 _SOCKET_PATH_MAX_BYTES = 107
@@ -44,6 +45,18 @@ class UserNetwork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CoresConfig:
+    """The cores block. What it says may not fit the node: that is for health text and doctor."""
+
+    dedicated: frozenset[int] = frozenset()
+    dedicated_auto: bool = False  # all that Nomad reports as withheld
+    housekeeping: frozenset[int] | None = None  # None: what nobody holds
+    smt: Literal["core", "thread"] = "core"
+    tokens: bool = False
+    partition: Literal["", "root", "isolated"] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PluginConfig:
     """The plugin block."""
 
@@ -60,6 +73,7 @@ class PluginConfig:
     networks: Mapping[str, UserNetwork]
     orphan_grace_s: float
     gc_dry_run: bool
+    cores: CoresConfig = field(default_factory=CoresConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +97,10 @@ class TaskConfig:
     cmdline: str = ""
     vcpus: int | None = None
     placement: Literal["exclusive", "shared"] = "exclusive"
+    threads: Literal["hide", "expose"] = "hide"
+    numa: NumaPolicy = "prefer"
+    emulator: Literal["shared", "isolate"] = "shared"
+    hugepages: bool = False
     hostname: str = ""
     ssh_authorized_keys: tuple[str, ...] = ()
     user_data: str = field(default="", repr=False)
@@ -111,6 +129,7 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
         vm_user=_user(complaints, values["vm_user"]),
         qemu_binary=_binary(complaints, "qemu.binary", values["qemu"]["binary"]),
         qemu_accel=values["qemu"]["accel"],
+        cores=_cores(complaints, values["cores"]),
         image_max_size_bytes=_size(complaints, "image_max_size", values["image_max_size"]),
         image_paths=_image_paths(complaints, values["image_paths"]),
         default_network=values["default_network"],
@@ -146,6 +165,10 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         cmdline=values["cmdline"],
         vcpus=_vcpus(complaints, values["vcpus"]),
         placement=values["placement"],
+        threads=values["threads"],
+        numa=values["numa"],
+        emulator=values["emulator"],
+        hugepages=values["hugepages"],
         hostname=values["hostname"],
         ssh_authorized_keys=values["ssh_authorized_keys"],
         user_data=values["user_data"],
@@ -262,6 +285,38 @@ def _networks(complaints: Complaints, blocks: Mapping[str, Mapping[str, Any]]) -
 def _check_default_network(complaints: Complaints, name: str, networks: Mapping[str, UserNetwork]) -> None:
     if name and name not in networks and not complaints.any_about("network"):
         complaints.add("default_network", f"expected the name of a network block, {known(networks)}", value=name)
+
+
+def _cores(complaints: Complaints, block: Mapping[str, Any]) -> CoresConfig:
+    auto = block["dedicated"] == "auto"
+    dedicated = frozenset[int]() if auto else _cpus(complaints, "cores.dedicated", block["dedicated"])
+    housekeeping = _cpus(complaints, "cores.housekeeping", block["housekeeping"])
+    if both := dedicated & housekeeping:
+        complaints.add(
+            "cores.housekeeping",
+            f"expected CPUs outside cores.dedicated, where VMM threads have no place; {format_cpus(both)} is in both",
+            value=block["housekeeping"],
+        )
+    if not block["dedicated"]:
+        for key in ("tokens", "partition"):
+            if block[key]:
+                complaints.add(f"cores.{key}", "works with cores.dedicated only, which is missing", value=block[key])
+    return CoresConfig(
+        dedicated=dedicated,
+        dedicated_auto=auto,
+        housekeeping=housekeeping or None,
+        smt=block["smt"],
+        tokens=block["tokens"],
+        partition=block["partition"],
+    )
+
+
+def _cpus(complaints: Complaints, key: str, text: str) -> frozenset[int]:
+    try:
+        return parse_cpus(text)
+    except ValueError as exc:
+        complaints.add(key, str(exc), value=text)
+        return frozenset()
 
 
 def known(names: Mapping[str, object]) -> str:

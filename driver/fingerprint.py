@@ -1,12 +1,23 @@
 """What this node offers, as attributes and one sentence of health. Pure, on facts that a probe has found."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from driver import __version__
 
 Value = str | bool | int
 Health = Literal["undetected", "unhealthy", "healthy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreFacts:
+    """Whole cores on this node, counted in what one vCPU gets: physical cores or logical CPUs, by `cores.smt`."""
+
+    dedicated: int = 0
+    free: int = 0  # for the next exclusive machine: dedicated ones where there are any, else those of the pool
+    largest_numa_block: int = 0  # of the free ones, on one NUMA node
+    mhz_floor: int = 0  # what Nomad counts for the slowest CPU; 0 = nobody says
+    smt: bool = False  # physical cores have more than one thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +28,7 @@ class NodeFacts:
     qemu_version: str = ""
     accel: str = ""
     networks: tuple[tuple[str, str], ...] = ()  # name, mode
+    cores: CoreFacts | None = None
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -41,6 +53,8 @@ def fingerprint(facts: NodeFacts) -> Fingerprint:
         attributes["driver.chv.accel"] = facts.accel
     for name, mode in facts.networks:
         attributes[f"driver.chv.network.{name}"] = mode
+    if facts.cores is not None:
+        attributes |= {f"driver.chv.cores.{name}": value for name, value in asdict(facts.cores).items()}
     if facts.problems:
         return Fingerprint(health="unhealthy", text="; ".join(facts.problems), attributes=attributes)
     return Fingerprint(health="healthy", text="; ".join(facts.warnings) or "Healthy", attributes=attributes)

@@ -4,13 +4,22 @@ import asyncio
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Literal, cast
 
+from driver._pb import base_pb2
 from driver.config import PluginConfig, decode_plugin_config
-from driver.fingerprint import NodeFacts
+from driver.core_health import core_facts, core_warnings
+from driver.cores_file import publish
+from driver.fingerprint import CoreFacts, NodeFacts
 from driver.handle import Handle
 from driver.offload import Offload
-from vmlib import credentials
+from driver.partitions import find as find_partitions
+from driver.partitions import nomad_cpus, reserved_cpus, watch_paths
+from vmlib import cgroup, credentials
+from vmlib.cores.plan import Policy
+from vmlib.cores.service import Cores, CoreSettings
+from vmlib.cores.topology import Topology
 from vmlib.errors import HostError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
@@ -48,6 +57,23 @@ def unprivileged_warning(config: PluginConfig) -> str:
     return f"machines run as uid {os.getuid()}: set vm_uids in the plugin block, or create the user {config.vm_user!r}"
 
 
+def core_policy(
+    config: PluginConfig, topology: Topology, *, usable: frozenset[int], withheld: frozenset[int]
+) -> Policy:
+    """What operator and agent decided; without an agent everything that is online is shared out."""
+    cores = config.cores
+    dedicated = withheld & topology.online if cores.dedicated_auto else cores.dedicated
+    return Policy(
+        usable=usable or None,
+        dedicated=dedicated,
+        dedicated_only=bool(dedicated),
+        housekeeping=cores.housekeeping or frozenset(),
+        smt=cores.smt,
+        tokens=cores.tokens,
+        partition=cores.partition,
+    )
+
+
 class Node:
     """Set up by SetConfig, probed in the background. Everything in here follows from config and host."""
 
@@ -56,13 +82,15 @@ class Node:
         self.offload = offload
         self.config = decode_plugin_config(b"\x80")
         self.mhz = 0.0
+        self.nomad = nomad_cpus(None)
         self._offers: Offer | None = None
         self._probing = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
 
-    def configure(self, config: PluginConfig) -> None:
+    def configure(self, config: PluginConfig, nomad: base_pb2.NomadConfig | None = None) -> None:
         """Same verdict on every launch: nothing of the host is looked at here."""
         self.config = config
+        self.nomad = nomad_cpus(nomad)
         self._offers = None
 
     @property
@@ -83,8 +111,30 @@ class Node:
             vm_uids=self.config.vm_uids,
             vm_user=self.config.vm_user,
             image_max_size_bytes=self.config.image_max_size_bytes,
+            cores=self.core_settings(),
         )
         return Machines(settings, self._choose, attach)
+
+    @property
+    def mhz_floor(self) -> int:
+        """What Nomad counts for the slowest CPU of this node; 0 when nobody says."""
+        return min(self.nomad.mhz.values(), default=int(self.mhz))
+
+    @property
+    def cores(self) -> Cores:
+        return self.machines().cores
+
+    def core_settings(self) -> CoreSettings:
+        return CoreSettings(policy=self._policy, reserved=lambda: reserved_cpus(find_partitions()))
+
+    def _policy(self, topology: Topology) -> Policy:
+        return core_policy(self.config, topology, usable=self.nomad.usable, withheld=self.nomad.withheld)
+
+    def watched(self) -> list[Path]:
+        """Files whose change may take a machine off its cores."""
+        groups = cgroup.read_layout()
+        ours = [] if groups.cpuset is None else sorted(groups.cpuset.parent.glob("chv*/*/vmm/cpuset.cpus"))
+        return [*watch_paths(find_partitions()), *ours]
 
     def _choose(self, spec: MachineSpec) -> tuple[Hypervisor, str]:
         """Called from the threads that start machines."""
@@ -108,6 +158,7 @@ class Node:
             self._offers = await self.offload("probe", probe_offers, hypervisor_settings(self.config))
             # Asks the user database, which may be a directory server that does not answer.
             warning = await self.offload("probe", unprivileged_warning, self.config)
+            cores, core_words = await self.offload("cores", self._core_facts)
         offers = self._offers
         usable = offers.usable
         return NodeFacts(
@@ -116,8 +167,28 @@ class Node:
             accel=usable[0].accel if usable else "",
             networks=self._networks(),
             problems=() if usable else tuple(offers.reasons),
-            warnings=(warning,) if warning else (),
+            warnings=(*((warning,) if warning else ()), *core_words),
+            cores=cores,
         )
+
+    def _core_facts(self) -> tuple[CoreFacts, tuple[str, ...]]:
+        """Looks at the cores, and tells the device plugin and the command line what they need of it."""
+        machines = self.machines()
+        host, entries = machines.cores.host(), machines.cores.entries()
+        publish(self.layout.cores, host, mhz=self.nomad.mhz)
+        state = machines.cores.partition()
+        groups = cgroup.read_layout()
+        warnings = core_warnings(
+            self.config.cores,
+            host.topology,
+            usable=self.nomad.usable,
+            withheld=self.nomad.withheld,
+            reserved=host.reserved,
+            mhz=self.nomad.mhz,
+            cgroups=groups.kind,
+            partition=state,
+        )
+        return core_facts(host, entries, mhz_floor=self.mhz_floor), warnings
 
     def _networks(self) -> tuple[tuple[str, str], ...]:
         return tuple((name, "user") for name in self.config.networks)

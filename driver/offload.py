@@ -8,8 +8,8 @@ from typing import Literal, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Lane = Literal["start", "recover", "keep", "stop", "stats", "probe"]
-_THREADS: dict[Lane, int] = {"start": 8, "recover": 4, "keep": 8, "stop": 16, "stats": 2, "probe": 2}
+Lane = Literal["start", "recover", "keep", "stop", "stats", "probe", "cores"]
+_THREADS: dict[Lane, int] = {"start": 8, "recover": 4, "keep": 8, "stop": 16, "stats": 2, "probe": 2, "cores": 1}
 
 
 class Offload:

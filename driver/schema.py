@@ -22,6 +22,7 @@ _NAME = 255
 PATH_MAX_BYTES = 1024
 _CMDLINE = 2047  # Linux on x86 reads 2048 with the final NUL
 _FILE = 1 << 20  # of the seed
+_CPU_LIST = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +114,11 @@ PLUGIN: Members = (
         name="cores",
         form="one",
         members=(
-            _later("dedicated"),
-            _later("housekeeping"),
-            _choice("smt", "core", planned=("thread",)),
-            _later_switch("tokens"),
-            _choice("partition", "", planned=("root", "isolated")),
+            Key(name="dedicated", max_bytes=_CPU_LIST),
+            Key(name="housekeeping", max_bytes=_CPU_LIST),
+            _choice("smt", "core", "thread"),
+            _switch("tokens"),
+            _choice("partition", "", "root", "isolated"),
         ),
     ),
     Key(name="image_max_size", default="2TiB"),
@@ -172,10 +173,10 @@ TASK: Members = (
     _later_switch("tpm"),
     Key(name="vcpus", kind="number", default=None),
     _choice("placement", "exclusive", "shared"),
-    _choice("threads", "hide", planned=("expose",)),
-    _choice("numa", "prefer", planned=("strict", "spread")),
-    _choice("emulator", "shared", planned=("isolate",)),
-    _later_switch("hugepages"),
+    _choice("threads", "hide", "expose"),
+    _choice("numa", "prefer", "strict", "spread"),
+    _choice("emulator", "shared", "isolate"),
+    _switch("hugepages"),
     Key(name="hostname", max_bytes=253),
     Key(name="ssh_authorized_keys", kind="strings", default=(), max_bytes=8192, secret=True),
     Key(name="user_data", max_bytes=_FILE, many_lines=True, secret=True),

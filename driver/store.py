@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from driver._pb import driver_pb2 as pb
@@ -46,7 +47,9 @@ class Task:
 class Store:
     """Tasks by id. Everything in here can be lost: it is found again from disk and keepers."""
 
-    def __init__(self, events: EventHub, offload: Offload) -> None:
+    def __init__(self, events: EventHub, offload: Offload, on_event: Callable[[str], None] = lambda _: None) -> None:
+        """`on_event` hears the kind of everything that a keeper tells."""
+        self._on_event = on_event
         self._tasks: dict[str, Task] = {}
         self._events = events
         self._offload = offload
@@ -144,6 +147,7 @@ class Store:
                 match json.loads(line):
                     case {"event": {"seq": int(seq), "kind": str(kind), "text": str(text), "at": at}}:
                         self._publish(task, text, float(at), {"kind": kind})
+                        self._on_event(kind)
                         writer.write(json.dumps({"op": "ack", "seq": seq}).encode() + b"\n")
                     case {"exit": dict(record)}:
                         ended = ExitRecord.from_message(record)

@@ -28,6 +28,8 @@ from driver.signals import signal_action, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
 from driver.stats import Sample, host_mhz, mhz_of, sample, usage
 from driver.store import Store, Task
+from driver.watch import CoresWatch
+from vmlib.cores.service import Notice
 from vmlib.errors import HostError, SpecError
 from vmlib.ladder import ladder
 from vmlib.process import load_identity
@@ -51,7 +53,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         self.offload = Offload()
         self.node = Node(self.offload)
         self.events = EventHub()
-        self.store = Store(self.events, self.offload)
+        self.store = Store(self.events, self.offload, on_event=self._on_keeper_event)
+        self.watch = CoresWatch(self._look_at_cores, self._tell_notice, self.node.watched)
         self._starting: dict[str, asyncio.Task[Task]] = {}
         self._parent = os.getppid()
         self._host_fd: int | None = None
@@ -59,7 +62,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
 
     async def configure(self, msgpack_config: bytes, nomad: base_pb2.NomadConfig | None) -> None:
         """SetConfig. The same bytes get the same verdict on every launch."""
-        self.node.configure(decode_plugin_config(msgpack_config or b"\x80"))
+        self.node.configure(decode_plugin_config(msgpack_config or b"\x80"), nomad)
         self.node.mhz = mhz_of(nomad) or host_mhz()
 
     # -- what we are ---------------------------------------------------------------------------------------------
@@ -89,6 +92,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
     ) -> AsyncIterator[pb.FingerprintResponse]:
         # Only the launch that serves tasks is asked for this; the ones that only check the config must not sweep.
         self.node.start_sweeping()
+        self.watch.start()
         self._end_with_embedded_host()
         last = fingerprint(self.node.quick_facts())
         yield fingerprint_response(last)
@@ -128,6 +132,19 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         async for event in self.events.stream():
             yield task_event(event)
 
+    async def _look_at_cores(self) -> list[Notice]:
+        return await self.offload("cores", self.node.cores.reconcile)
+
+    def _tell_notice(self, notice: Notice) -> None:
+        task = self.store.get(notice.machine_id)
+        if task is not None:
+            self.store.tell(task, notice.text, kind=notice.kind)
+        log.info("%s machine=%s", notice.text, notice.machine_id)
+
+    def _on_keeper_event(self, kind: str) -> None:
+        if kind == "rebooted":  # some VMMs make their vCPU threads anew
+            self.watch.wake()
+
     # -- a task's life -------------------------------------------------------------------------------------------
 
     @rpc
@@ -149,9 +166,22 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
     async def _start(self, config: pb.TaskConfig) -> Task:
         complaints = Complaints()
         options = decode_task_config(config.msgpack_driver_config, complaints)
-        spec = translate.machine_spec(config, options, self.node.config, owner=self.node.owner, complaints=complaints)
-        machine = await self.offload("start", self.node.machines().start, spec)
+        topology = await self.offload("keep", self.node.core_settings().topology)
+        spec = translate.machine_spec(
+            config,
+            options,
+            self.node.config,
+            owner=self.node.owner,
+            complaints=complaints,
+            topology=topology,
+            smt=self.node.config.cores.smt,
+        )
+        machines = self.node.machines()
+        machine = await self.offload("start", machines.start, spec)
         task = self.store.add(config, machine)
+        for notice in machine.notices:
+            self._tell_notice(notice)
+        self.watch.wake()
         record = machine.record
         self.store.tell(
             task,
@@ -160,12 +190,18 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             hypervisor=record.hypervisor,
             pid=str(record.vmm_pid),
         )
-        self.store.tell(
-            task,
-            f"cores: shared, {_count(record.vcpus, 'vCPU')} over all CPUs of the node (whole cores are not built yet)",
-            kind="cores",
-        )
-        if found := translate.lints(config, options, self.node.config):
+        view = await self.offload("keep", machines.cores.view, machine.id, record.vcpus)
+        if view is not None:
+            pins = dict(enumerate(view.entry.placement.vcpus))
+            self.store.tell(
+                task,
+                view.described,
+                kind="cores",
+                level=view.entry.level,
+                **{f"vcpu{vcpu}": str(cpu) for vcpu, cpu in pins.items()},
+            )
+        level = "shared" if view is None else view.entry.level
+        if found := translate.lints(config, options, self.node.config, level=level, mhz_floor=self.node.mhz_floor):
             self.store.tell(task, f"lint: {'; '.join(found)}", kind="lint")
         return task
 
@@ -183,6 +219,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             machine = await self.offload("recover", self.node.machines(handle.layout).recover, handle.name, config.id)
             if self.store.get(config.id) is None:  # a second call may have been faster
                 self.store.add(config, machine)
+                self.watch.wake()
         return pb.RecoverTaskResponse()
 
     @rpc
@@ -240,6 +277,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         machine = task.machine
         await self.offload("stop", machine.destroy)
         await self.store.forget(task.id)
+        self.watch.wake()
         return pb.DestroyTaskResponse()
 
     async def _find_again(self, task_id: str) -> Task | None:
@@ -266,7 +304,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         task = self._known(request.task_id)
         return pb.InspectTaskResponse(
             task=task_status(task.id, task.config.name, task.started_at, task.exit_record),
-            driver=pb.TaskDriverStatus(attributes=_attributes(task.machine)),
+            driver=pb.TaskDriverStatus(attributes=await self.offload("keep", _attributes, task.machine)),
         )
 
     @rpc
@@ -360,7 +398,19 @@ def _attributes(machine: Machine) -> dict[str, str]:
         "pid": str(record.vmm_pid),
         "vcpus": str(record.vcpus),
         "memory_mib": str(record.memory_mib),
-        "level": "shared",
+        **_cores_attributes(machine),
+    }
+
+
+def _cores_attributes(machine: Machine) -> dict[str, str]:
+    entry = machine.ledger_entry()
+    if entry is None:
+        return {"level": "shared"}
+    return {
+        "placement": "exclusive" if entry.placement.cpus else "shared",
+        "level": entry.level,
+        "cores_repaired": str(entry.repairs),
+        **{f"vcpu{vcpu}": str(cpu) for vcpu, cpu in enumerate(entry.placement.vcpus)},
     }
 
 

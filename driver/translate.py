@@ -10,11 +10,14 @@ from urllib.parse import quote
 
 from driver._pb import driver_pb2 as pb
 from driver.config import InterfaceConfig, PluginConfig, TaskConfig, is_inline, known
+from driver.core_wishes import cores_spec, mhz_lint
 from driver.decode import Complaints
+from vmlib.cores.topology import Topology
 from vmlib.errors import SpecError
 from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward, RootDisk, SeedSpec
 
 _MIN_MEMORY_MIB = 16
+_NO_LIMIT_MIB = 1 << 42  # more than any host has, and a number of bytes that the kernel takes
 _NAME_MAX_BYTES = 128
 _DIGEST_DIGITS = 16
 _LABEL_MAX_BYTES = 63
@@ -29,6 +32,8 @@ def machine_spec(
     *,
     owner: Literal["nomad", "dev", "run"],
     complaints: Complaints | None = None,
+    topology: Topology | None = None,
+    smt: Literal["core", "thread"] = "core",
 ) -> MachineSpec:
     """The machine that a task asks for. Raises SpecError with every complaint, one a line.
 
@@ -38,16 +43,20 @@ def machine_spec(
     if "/" in task.name or task.name in ("", ".", ".."):
         complaints.add("task", "expected a name that can be a directory", value=task.name)
     finder = _Finder(complaints, task, plugin)
+    cores, vcpus = cores_spec(complaints, task, options, topology=topology, smt=smt)
     spec = MachineSpec(
         id=task.id,
         name=machine_name(task.alloc_id, task.name),
         owner=owner,
-        vcpus=options.vcpus or 1,
+        vcpus=vcpus,
         memory_mib=_memory_mib(complaints, task),
         boot=_boot(finder, options),
         root=_root(finder, options),
         seed=_seed(finder, task, options),
         nics=_nics(complaints, task, options, plugin),
+        cores=cores,
+        memory_max_mib=_memory_max_mib(task),
+        hugepages=options.hugepages,
         hypervisor=options.hypervisor,
         on_reboot=options.on_reboot,
         on_panic=options.on_panic,
@@ -59,16 +68,26 @@ def machine_spec(
     return spec
 
 
-def lints(task: pb.TaskConfig, options: TaskConfig, plugin: PluginConfig) -> list[str]:
-    """What will work, but perhaps not as its author thinks."""
+def lints(
+    task: pb.TaskConfig,
+    options: TaskConfig,
+    plugin: PluginConfig,
+    *,
+    level: str = "shared",
+    mhz_floor: int = 0,
+) -> list[str]:
+    """What will work, but perhaps not as its author thinks.
+
+    `level` is what the machine got; `mhz_floor` what Nomad counts for the slowest CPU of the node, 0 when unknown.
+    """
     found = []
     if task.resources.ports and not options.network_interfaces and not plugin.default_network:
         labels = ", ".join(port.label for port in task.resources.ports)
         found.append(f"ports {labels} lead nowhere: the machine has no network_interface")
-    if task.resources.allocated_resources.memory.memory_max_mb:
-        found.append("memory_max has no effect yet: the guest has `memory`")
     if options.network_config and not options.network_interfaces and not plugin.default_network:
         found.append("network_config configures nothing: the machine has no network_interface")
+    if level == "driver" and (lint := mhz_lint(task, options, mhz_floor)):
+        found.append(lint)
     return found
 
 
@@ -197,6 +216,11 @@ def _memory_mib(complaints: Complaints, task: pb.TaskConfig) -> int:
     if memory_mib < _MIN_MEMORY_MIB:
         complaints.add("memory", f"expected at least {_MIN_MEMORY_MIB} MiB in resources", value=memory_mib)
     return memory_mib
+
+
+def _memory_max_mib(task: pb.TaskConfig) -> int:
+    memory_max_mib = task.resources.allocated_resources.memory.memory_max_mb
+    return _NO_LIMIT_MIB if memory_max_mib < 0 else memory_max_mib
 
 
 def _nics(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 OUR_PROGRAMS = ("qemu-system-", "cloud-hypervisor", "virtiofsd", "swtpm", "passt", "chv")
 OUR_SCRIPTS = ("vmlib/keeper", "vmlib/launcher", "driver.main", "driver/main", "/chv")
-STAYS_IN_DATA_DIR = ("version", "*.lock", ".lock", "ledger.json", "machines/*", "disks/*", "cache/*")
+STAYS_IN_DATA_DIR = ("version", "*.lock", ".lock", "ledger.json", "cores.json", "machines/*", "disks/*", "cache/*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

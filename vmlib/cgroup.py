@@ -2,7 +2,7 @@
 
 Every machine has one group for its VMM and one for its keeper in each hierarchy, so that neither belongs to the
 service that started them. Processes sit in leaf groups only: a v2 group that holds processes can give no controllers
-to its children.
+to its children; the threaded groups below a VMM's (see cpuset.py) may.
 """
 
 import contextlib
@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vmlib import cpuset
 from vmlib.errors import HostError
 
 _TOP_V2 = "chv.slice"
 _TOP_V1 = "chv"
+_TOP = re.compile(r"chv(-[a-z0-9]+)*(\.slice)?")
+_CONTROLLERS = ("cpuset", "cpu", "memory", "pids")
+_SHARES = (2, 262144)  # v1's least and most
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _POLL_S = 0.01
 _MAKE_ATTEMPTS = 10
@@ -31,15 +36,40 @@ class CgroupLayout:
 
     kind: Literal["v1", "hybrid", "v2", "none"]
     tops: tuple[Path, ...] = ()  # our topmost group in each hierarchy; may not exist yet
+    unified: Path | None = None  # the one of v2 among them
+    # The one in which the controller is to be used; None when the host has none or we may not.
+    cpuset: Path | None = None
+    cpu: Path | None = None
+    memory: Path | None = None
+    pids: Path | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineGroups:
-    """The groups of one machine, one for each hierarchy."""
+    """The groups of one machine: one for its VMM and one for its keeper in each hierarchy."""
 
     vmm: tuple[Path, ...] = ()
     keeper: tuple[Path, ...] = ()
+    # The one among them in which the controller is; None when there is none.
+    cpuset: Path | None = None
+    keeper_cpuset: Path | None = None
+    cpu: Path | None = None
+    memory: Path | None = None
+    pids: Path | None = None
+    threaded: bool = False  # threads may have CPU sets of their own, in groups below the VMM's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a VMM may use of its host beside CPUs; None = no limit."""
+
+    memory_bytes: int | None = None
+    pids: int | None = None  # threads count
+    cpu_shares: int | None = None  # v1's measure on every host: 2 to 262144, such as MHz
+
+
+# -- layout ----------------------------------------------------------------------------------------------------------
 
 
 def parse_layout(mountinfo: str, root: Path = Path("/sys/fs/cgroup")) -> CgroupLayout:
@@ -55,58 +85,191 @@ def parse_layout(mountinfo: str, root: Path = Path("/sys/fs/cgroup")) -> CgroupL
             mounts[point] = (rest[0], frozenset(rest[2].split(",")))  # a later mount hides an earlier one
 
     if mounts.get(root, ("",))[0] == "cgroup2":
-        return CgroupLayout(kind="v2", tops=(root / _TOP_V2,))
-    tops: list[Path] = []
-    hierarchies: set[frozenset[str]] = set()
-    unified = False
+        top = root / _TOP_V2
+        return CgroupLayout(kind="v2", tops=(top,), unified=top, cpuset=top, cpu=top, memory=top, pids=top)
+    tops: dict[frozenset[str], Path] = {}
     for point, (filesystem, options) in mounts.items():
-        # Without CPUs and memory nodes of its own a v1 cpuset group takes no process (ENOSPC).
-        usable = filesystem == "cgroup2" or (filesystem == "cgroup" and "cpuset" not in options)
-        hierarchy = frozenset({"unified"}) if filesystem == "cgroup2" else options
-        if not usable or hierarchy in hierarchies:
-            continue
-        hierarchies.add(hierarchy)
-        unified |= filesystem == "cgroup2"
-        tops.append(point / _TOP_V1)
+        if filesystem == "cgroup2":
+            tops.setdefault(frozenset({"unified"}), point / _TOP_V1)
+        elif filesystem == "cgroup":
+            tops.setdefault(options, point / _TOP_V1)
     if not tops:
         return CgroupLayout(kind="none", reason=f"no cgroup hierarchy is mounted beneath {root}")
-    return CgroupLayout(kind="hybrid" if unified else "v1", tops=tuple(tops))
-
-
-def read_layout(root: Path = Path("/sys/fs/cgroup"), mountinfo: Path = Path("/proc/self/mountinfo")) -> CgroupLayout:
-    """The layout of this host, without the hierarchies in which we cannot make groups."""
-    layout = parse_layout(mountinfo.read_text(), root)
-    writable = tuple(top for top in layout.tops if os.access(top if top.exists() else top.parent, os.W_OK))
-    refused = [str(top.parent) for top in layout.tops if top not in writable]
-    if not refused:
-        return layout
-    reason = f"no groups can be made in {', '.join(refused)}"
-    return CgroupLayout(kind=layout.kind if writable else "none", tops=writable, reason=reason)
-
-
-def paths_for(layout: CgroupLayout, key: str) -> MachineGroups:
-    """The groups of the machine `key`, which the caller makes unique on the host. None of them need exist."""
-    if not _KEY.fullmatch(key):
-        raise ValueError(f"cgroup key {key!r}: expected letters, digits, '.', '_' and '-'")
-    return MachineGroups(
-        vmm=tuple(top / key / "vmm" for top in layout.tops),
-        keeper=tuple(top / key / "keeper" for top in layout.tops),
+    unified = tops.get(frozenset({"unified"}))
+    by_controller = {name: top for options, top in tops.items() for name in _CONTROLLERS if name in options}
+    return CgroupLayout(
+        kind="v1" if unified is None else "hybrid",
+        tops=tuple(tops.values()),
+        unified=unified,
+        cpuset=by_controller.get("cpuset"),
+        cpu=by_controller.get("cpu"),
+        memory=by_controller.get("memory"),
+        pids=by_controller.get("pids"),
     )
 
 
+def read_layout(root: Path = Path("/sys/fs/cgroup"), mountinfo: Path = Path("/proc/self/mountinfo")) -> CgroupLayout:
+    """The layout of this host, without the hierarchies and controllers that we cannot use."""
+    layout = parse_layout(mountinfo.read_text(), root)
+    if not layout.tops:
+        return layout
+    tops = tuple(top for top in layout.tops if os.access(top if top.exists() else top.parent, os.W_OK))
+    unified = layout.unified if layout.unified in tops else None
+    offered: list[str] = []
+    if unified is not None:
+        with contextlib.suppress(OSError):
+            offered = (unified.parent / "cgroup.controllers").read_text().split()
+    found: dict[str, Path | None] = {}
+    for name in _CONTROLLERS:
+        top = getattr(layout, name)
+        if top is None or top == unified:  # a hybrid host may have left it to v2
+            top = unified if name in offered else None
+        found[name] = top if top in tops else None
+    reasons = []
+    if refused := [str(top.parent) for top in layout.tops if top not in tops]:
+        reasons.append(f"no groups can be made in {', '.join(refused)}")
+    if tops and (missing := [name for name, top in found.items() if top is None]):
+        reasons.append(f"cgroup controllers that cannot be used: {', '.join(missing)}")
+    return CgroupLayout(
+        kind=layout.kind if tops else "none",
+        tops=tops,
+        unified=unified,
+        cpuset=found["cpuset"],
+        cpu=found["cpu"],
+        memory=found["memory"],
+        pids=found["pids"],
+        reason="; ".join(reasons),
+    )
+
+
+def paths_for(layout: CgroupLayout, key: str, *, top: str = "") -> MachineGroups:
+    """The groups of the machine `key`, which the caller makes unique on the host. None of them need exist.
+
+    `top` names another topmost group of ours than `chv`, such as `chv-cores`.
+    """
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"cgroup key {key!r}: expected letters, digits, '.', '_' and '-'")
+    if top and not _TOP.fullmatch(top):
+        raise ValueError(f"topmost cgroup {top!r}: expected chv, or chv-NAME")
+
+    def leaf(ours: Path | None, name: str) -> Path | None:
+        if ours is None:
+            return None
+        return (ours.with_name(top.removesuffix(".slice") + ours.suffix) if top else ours) / key / name
+
+    return MachineGroups(
+        vmm=tuple(path for each in layout.tops if (path := leaf(each, "vmm"))),
+        keeper=tuple(path for each in layout.tops if (path := leaf(each, "keeper"))),
+        cpuset=leaf(layout.cpuset, "vmm"),
+        keeper_cpuset=leaf(layout.cpuset, "keeper"),
+        cpu=leaf(layout.cpu, "vmm"),
+        memory=leaf(layout.memory, "vmm"),
+        pids=leaf(layout.pids, "vmm"),
+        threaded=layout.cpuset is not None and layout.cpuset == layout.unified,
+    )
+
+
+# -- making ----------------------------------------------------------------------------------------------------------
+
+
 def create(paths: Iterable[Path]) -> None:
-    """Make these groups and those above them; ones that exist are fine. Raises HostError."""
+    """Make these groups and those above them, so that they take processes; ones that exist are fine.
+
+    Raises HostError.
+    """
     for path in paths:
         _expect_ours(path)
-        for attempt in range(_MAKE_ATTEMPTS):
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                break
-            except OSError as exc:
-                # Whoever removes the last other group takes our topmost one away, perhaps right now.
-                if exc.errno == errno.ENOENT and attempt + 1 < _MAKE_ATTEMPTS:
-                    continue
-                raise HostError(f"cgroup {path}: {_words(exc)}") from exc
+        _make(path)
+        if (path / "cpuset.cpus").exists() and not cpuset.is_v2(path):
+            cpuset.fill(path, _top_of(path))
+
+
+def prepare(
+    groups: MachineGroups,
+    *,
+    limits: Limits,
+    cpus: Iterable[int] = (),
+    mems: Iterable[int] = (),
+    keeper_cpus: Iterable[int] = (),
+) -> None:
+    """Make a machine's groups with all that its processes may use, before there are any. Raises HostError.
+
+    Every write is read back. Empty `cpus`, `mems` or `keeper_cpus` stand for all that there is. What a host without
+    the controller cannot limit is not limited; the layout's `reason` names it.
+    """
+    leaves = (*groups.vmm, *groups.keeper)
+    for path in leaves:
+        _expect_ours(path)
+        _make(path)
+    _pass_on(groups)
+    if groups.cpuset is not None and groups.keeper_cpuset is not None:
+        for leaf, own in ((groups.cpuset, frozenset(cpus)), (groups.keeper_cpuset, frozenset(keeper_cpus))):
+            cpuset.allow_all_above(leaf, _top_of(leaf))
+            nodes = frozenset(mems) if leaf == groups.cpuset else frozenset()
+            if cpuset.is_v2(leaf):
+                cpuset.write_cpus(leaf, own)
+                cpuset.write_mems(leaf, nodes)
+            else:
+                cpuset.write_mems(leaf, nodes)
+                cpuset.write_cpus(leaf, own)
+    _limit(groups, limits)
+
+
+def weight_of(shares: int) -> int:
+    """v2's cpu.weight (1 to 10000) for v1's shares."""
+    least, most = _SHARES
+    return 1 + (min(max(shares, least), most) - least) * 9999 // (most - least)
+
+
+def oom_kills(memory_group: Path) -> int:
+    """How many processes of a group the kernel has killed for want of memory. Raises HostError."""
+    file = memory_group / ("memory.events" if cpuset.is_v2(memory_group) else "memory.oom_control")
+    counts = dict(line.split(" ", 1) for line in cpuset.read_value(file).splitlines() if " " in line)
+    return int(counts.get("oom_kill", 0))
+
+
+def _make(path: Path) -> None:
+    for attempt in range(_MAKE_ATTEMPTS):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            return
+        except OSError as exc:
+            # Whoever removes the last other group takes our topmost one away, perhaps right now.
+            if exc.errno == errno.ENOENT and attempt + 1 < _MAKE_ATTEMPTS:
+                continue
+            raise HostError(f"cgroup {path}: {_words(exc)}") from exc
+
+
+def _pass_on(groups: MachineGroups) -> None:
+    """On v2 a group's files are there when every group above it passes the controller on."""
+    wanted: dict[Path, list[str]] = {}
+    for name in _CONTROLLERS:
+        leaf = getattr(groups, name)
+        if leaf is not None and cpuset.is_v2(leaf):
+            wanted.setdefault(leaf, []).append(name)
+    for leaf, names in wanted.items():
+        top = _top_of(leaf)
+        # Our topmost group passes them on as well: the kernel then refuses to take them from it (EBUSY).
+        for above in (top.parent, top, leaf.parent):
+            cpuset.enable(above, names)
+
+
+def _limit(groups: MachineGroups, limits: Limits) -> None:
+    if groups.memory is not None and limits.memory_bytes is not None:
+        file = "memory.max" if cpuset.is_v2(groups.memory) else "memory.limit_in_bytes"
+        whole_pages = limits.memory_bytes // _PAGE_BYTES * _PAGE_BYTES
+        cpuset.set_value(groups.memory / file, str(whole_pages))
+    if groups.pids is not None and limits.pids is not None:
+        cpuset.set_value(groups.pids / "pids.max", str(limits.pids))
+    if groups.cpu is not None and limits.cpu_shares is not None:
+        if cpuset.is_v2(groups.cpu):
+            cpuset.set_value(groups.cpu / "cpu.weight", str(weight_of(limits.cpu_shares)))
+        else:
+            least, most = _SHARES
+            cpuset.set_value(groups.cpu / "cpu.shares", str(min(max(limits.cpu_shares, least), most)))
+
+
+# -- members ---------------------------------------------------------------------------------------------------------
 
 
 def join(path: Path, pid: int) -> None:
@@ -117,7 +280,8 @@ def join(path: Path, pid: int) -> None:
     except ProcessLookupError as exc:
         raise HostError(f"cgroup {path}: process {pid} is gone") from exc
     except OSError as exc:
-        raise HostError(f"cgroup {path}: process {pid} cannot join: {_words(exc)}") from exc
+        why = ": the group has no CPU or no memory node" if exc.errno == errno.ENOSPC else ""
+        raise HostError(f"cgroup {path}: process {pid} cannot join: {_words(exc)}{why}") from exc
 
 
 def pids(path: Path) -> tuple[int, ...]:
@@ -171,6 +335,8 @@ def remove(path: Path, *, timeout_s: float = 2.0) -> None:
     if not _until(removed, timeout_s):
         raise HostError(f"cgroup {path}: cannot be removed, it still holds {_who(path)}")
     for above in _ours_above(path):
+        if cpuset.read_partition(above) not in ("", "member"):
+            break  # it keeps its CPUs from others while no machine is there, too
         try:
             os.rmdir(above)
         except OSError:  # another machine's group is in it, or it is gone
@@ -181,13 +347,18 @@ def _ours_above(path: Path) -> Iterator[Path]:
     """The groups between `path` and our topmost one, which is the last."""
     for above in path.parents:
         yield above
-        if above.name in (_TOP_V1, _TOP_V2):
+        if _TOP.fullmatch(above.name):
             return
+
+
+def _top_of(path: Path) -> Path:
+    *_, top = _ours_above(path)
+    return top
 
 
 def _expect_ours(path: Path) -> None:
     """Guards against a wrong path from a record on disk: beneath our topmost group, or not at all."""
-    if ".." in path.parts or not any(above.name in (_TOP_V1, _TOP_V2) for above in path.parents):
+    if ".." in path.parts or not any(_TOP.fullmatch(above.name) for above in path.parents):
         raise ValueError(f"{path} is not a group of ours")
 
 

@@ -8,12 +8,14 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmlib import cgroup, credentials, failpoint, files, postflight, process
+from vmlib import cgroup, credentials, failpoint, files, hugepages, memory, postflight, process
+from vmlib.cores.service import Assigned, Cores, CoreSettings
+from vmlib.cores.words import Entry
 from vmlib.disk.root import prepare_root
 from vmlib.disk.seed import seed_files, with_user_data, write_seed
 from vmlib.disk.stage import stage_boot
@@ -23,13 +25,14 @@ from vmlib.journal import Journal
 from vmlib.keeper import client as keeper
 from vmlib.keeper.plan import KeeperPlan
 from vmlib.net.user import attach_user, explain_forward_failure
-from vmlib.paths import Layout, MachinePaths, RunPaths, run_key
+from vmlib.paths import Layout, MachinePaths, RunPaths
 from vmlib.record import MachineRecord, Mark, load_machine, load_mark
 from vmlib.resources import Credentials, DiskAttachment, OpenFile, Resources
 from vmlib.running import Machine, take_back
 from vmlib.spec import MachineSpec
 
 _DATA_VERSION = "1"
+_MAX_THREADS = 1024  # of a VMM beside its vCPUs: each disk's pool has up to 64
 
 Choose = Callable[[MachineSpec], tuple[Hypervisor, str]]
 
@@ -42,6 +45,7 @@ class HostSettings:
     vm_uids: range | None = None
     vm_user: str = ""
     image_max_size_bytes: int = 2 << 40
+    cores: CoreSettings = field(default_factory=CoreSettings)
 
 
 class Machines:
@@ -52,6 +56,7 @@ class Machines:
         self._layout = settings.layout
         self._choose = choose
         self._attach = attach
+        self.cores = Cores(settings.layout, settings.cores, self._known)
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -105,10 +110,10 @@ class Machines:
             who = self._credentials(hypervisor, paths, run, journal)
             res = self._resources(spec, paths, run, who, ours)
             failpoint.hit("start.files")
-            groups = cgroup.paths_for(cgroup.read_layout(), run_key(spec.id))
-            for path in (*groups.vmm, *groups.keeper):
-                journal.note("cgroup.remove", path=str(path))
-            cgroup.create((*groups.vmm, *groups.keeper))
+            journal.note("cores.free", machine_id=spec.id)
+            assigned = self.cores.reserve(spec)
+            failpoint.hit("start.ledger")
+            groups = self._groups(spec, assigned, hypervisor, journal)
             failpoint.hit("start.cgroups")
 
             plan = hypervisor.plan(spec, res, reason=reason)
@@ -123,8 +128,10 @@ class Machines:
             try:
                 vmm = hypervisor.attach(run.root)
                 ours.callback(vmm.close)
-                _verify(vmm, spec)
+                threads = _verified_threads(vmm, spec)
                 failpoint.hit("start.verified")
+                self.cores.confine(spec.id, groups, vmm_pid=vmm_identity.pid, vcpu_tids=threads)
+                failpoint.hit("start.pinned")
                 vmm.boot()
             except HypervisorError as exc:
                 raise self._explained(_with_last_words(exc, lease), spec) from exc
@@ -143,6 +150,7 @@ class Machines:
                 uid=who.uid,
                 vmm_pid=vmm_identity.pid,
                 vmm_start_time=vmm_identity.start_time,
+                placement=assigned.placement,
                 alive_while=str(spec.alive_while or ""),
             )
             record.save(paths.record)
@@ -153,7 +161,27 @@ class Machines:
                 paths.record.unlink()  # it was no start after all
                 raise
             failpoint.hit("start.committed")
-        return self._machine(record, paths)
+        machine = self._machine(record, paths)
+        machine.notices = assigned.notices
+        return machine
+
+    def _groups(
+        self, spec: MachineSpec, assigned: Assigned, hypervisor: Hypervisor, journal: Journal
+    ) -> cgroup.MachineGroups:
+        """Make the machine's cgroups, so that the VMM is born where it belongs and its memory with it."""
+        wanted = assigned.confinement
+        if spec.hugepages:
+            hugepages.check(spec.memory_mib, wanted.nodes)
+        groups = self.cores.groups(spec.id, assigned.placement)
+        for path in (*groups.vmm, *groups.keeper):
+            journal.note("cgroup.remove", path=str(path))
+        limits = cgroup.Limits(
+            memory_bytes=memory.memory_limit_bytes(spec, hypervisor.overhead_mib(spec)),
+            pids=_MAX_THREADS + spec.vcpus,
+            cpu_shares=spec.cores.cpu_shares or None,
+        )
+        cgroup.prepare(groups, limits=limits, cpus=wanted.cpus, mems=wanted.nodes, keeper_cpus=wanted.keeper)
+        return groups
 
     def _credentials(self, hypervisor: Hypervisor, paths: MachinePaths, run: RunPaths, journal: Journal) -> Credentials:
         if self._settings.vm_uids is not None:
@@ -256,6 +284,19 @@ class Machines:
         with contextlib.suppress(OSError):
             paths.root.parent.rmdir()  # the alloc's, once its last machine is gone
 
+    def _known(self) -> Iterator[Entry]:
+        for record in self.records():
+            if record.placement is not None:
+                yield Entry(
+                    id=record.id,
+                    name=record.name,
+                    owner=record.owner,
+                    boot_id=record.boot_id,
+                    run_dir=record.run_dir,
+                    placement=record.placement,
+                    level=record.placement.level,
+                )
+
     def _machine(self, record: MachineRecord, paths: MachinePaths) -> Machine:
         return Machine(record, paths, self._layout, lambda run_dir: self._attach(record.hypervisor, run_dir))
 
@@ -298,6 +339,7 @@ def _keeper_plan(
         groups=list(plan.credentials.groups),
         cgroups=[str(path) for path in groups.vmm],
         keeper_cgroups=[str(path) for path in groups.keeper],
+        memory_group=str(groups.memory or ""),
         monitor=plan.monitor,
         channel=plan.channel,
         on_reboot=plan.on_reboot,
@@ -305,10 +347,12 @@ def _keeper_plan(
     )
 
 
-def _verify(vmm: Vmm, spec: MachineSpec) -> None:
-    threads = vmm.vcpus()
-    if len(threads) != spec.vcpus:
+def _verified_threads(vmm: Vmm, spec: MachineSpec) -> tuple[int, ...]:
+    """The threads of the vCPUs, by index."""
+    threads = sorted(vmm.vcpus(), key=lambda thread: thread.index)
+    if [thread.index for thread in threads] != list(range(spec.vcpus)):
         raise LaunchError(f"the VMM runs {len(threads)} vCPU threads, expected {spec.vcpus}")
+    return tuple(thread.thread_id for thread in threads)
 
 
 def _with_last_words(exc: HypervisorError, lease: keeper.Lease) -> HypervisorError:

@@ -101,6 +101,16 @@ class RunPaths:
         return self.root / "state.json"
 
     @property
+    def threads(self) -> Path:
+        """Ids of the threads that run the vCPUs."""
+        return self.root / "threads"
+
+    @property
+    def confinement(self) -> Path:
+        """Where its threads were last put, on purpose."""
+        return self.root / "confinement"
+
+    @property
     def exit_record(self) -> Path:
         """The end of this start, when its disk had no room for it."""
         return self.root / "exit.json"
@@ -129,6 +139,20 @@ class Layout:
     @property
     def machines(self) -> Path:
         return self.data_dir / "machines"
+
+    @property
+    def ledger(self) -> Path:
+        """Who has which cores."""
+        return self.data_dir / "ledger.json"
+
+    @property
+    def ledger_lock(self) -> Path:
+        return self.data_dir / "ledger.lock"
+
+    @property
+    def cores(self) -> Path:
+        """What the driver tells the device plugin and the command line about this host's cores."""
+        return self.data_dir / "cores.json"
 
     @property
     def runs(self) -> Path:

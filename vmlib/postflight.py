@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmlib import cgroup, files, process
+from vmlib.cores import service as cores
 from vmlib.errors import HostError
 from vmlib.journal import Journal
 from vmlib.paths import Layout, MachinePaths, RunPaths
@@ -38,6 +39,7 @@ def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
         "run_dir.remove": remove_run_dir,
         "uid.free": free_uid,
         "cgroup.remove": lambda path: _remove_cgroup(Path(path)),
+        "cores.free": lambda machine_id: cores.free(layout, machine_id),
         "machine.end": lambda run_dir: end_run(RunPaths(Path(run_dir))),
     }
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vmlib.cores.words import Placement
 from vmlib.files import write_atomic
 
 VERSION = 1
@@ -41,6 +42,7 @@ class MachineRecord:
     uid: int
     vmm_pid: int
     vmm_start_time: int
+    placement: Placement | None = None  # what it got at its start, should the ledger be lost; None: nobody knows
     addresses: tuple[str, ...] = ()
     alive_while: str = ""
 
@@ -78,6 +80,10 @@ def load_machine(path: Path) -> MachineRecord | None:
     if data is None or data.pop("version", None) != VERSION:
         return None
     data["addresses"] = tuple(data.get("addresses", ()))
+    try:
+        data["placement"] = Placement.from_json(data["placement"])
+    except (KeyError, TypeError, ValueError):  # of a version that knew no cores
+        data["placement"] = None
     return _made(MachineRecord, data)
 
 

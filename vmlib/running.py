@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vmlib import files, postflight, process
+from vmlib.cores import service as cores
+from vmlib.cores.ledger import read_entries
+from vmlib.cores.service import Notice
+from vmlib.cores.words import Entry
 from vmlib.errors import HypervisorError
 from vmlib.hypervisor.base import VcpuThread, Vmm
 from vmlib.keeper import client as keeper
+from vmlib.keeper import oom
 from vmlib.keeper.verdict import Evidence, Verdict, judge
 from vmlib.ladder import Rung, ladder, sentence
 from vmlib.paths import Layout, MachinePaths, RunPaths
@@ -31,6 +36,7 @@ class Machine:
     paths: MachinePaths
     layout: Layout
     attach: Callable[[Path], Vmm] = field(repr=False)
+    notices: tuple[Notice, ...] = ()  # what its start meant for other machines
 
     @property
     def id(self) -> str:
@@ -86,13 +92,14 @@ class Machine:
             verdict = Verdict(1, message="the machine ended while nobody watched, the host was rebooted")
         else:
             seen = self.run.state.read_bytes() if self.run.state.exists() else b""
-            verdict = judge(Evidence.load(seen), status=None)
+            verdict = judge(Evidence.load(seen), status=None, oom=oom.report_of_run(self.run))
         return ExitRecord(
             id=self.id,
             at=time.time(),
             exit_code=verdict.exit_code,
             signal=verdict.signal,
             message=verdict.message,
+            oom_killed=verdict.oom_killed,
         )
 
     def _keeper_identity(self) -> Identity:
@@ -151,6 +158,10 @@ class Machine:
         except HypervisorError as exc:
             log.warning("stop step failed step=%r task=%s: %s", rung.step, self.id, exc)
 
+    def ledger_entry(self) -> Entry | None:
+        """Its cores; None once they are free again."""
+        return next((entry for entry in read_entries(self.layout.ledger) if entry.id == self.id), None)
+
     def kill(self) -> None:
         """SIGKILL to the VMM; its end is then reported as that signal."""
         process.send_signal(self.vmm_identity, 9)
@@ -160,7 +171,8 @@ class Machine:
         self._tell("note", kind=kind, text=text, forced=forced)
 
     def announce_stop(self, timeout_s: float) -> None:
-        """Have the keeper end the machine by itself, should we die before the ladder's end."""
+        """Have the keeper end the machine, should we die before the ladder's end; its cores are draining now."""
+        cores.drain(self.layout, self.id)
         self._tell("stop", timeout_s=timeout_s)
 
     def _tell(self, op: str, **details: Any) -> None:

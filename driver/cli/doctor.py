@@ -2,13 +2,19 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from driver.cli.common import add_common, load_config, print_json, print_table
 from driver.config import PluginConfig
+from driver.core_health import Finding, core_findings
 from driver.node import hypervisor_settings, unprivileged_warning
-from vmlib import cgroup
+from driver.partitions import reserved_cpus, shared_cpus
+from vmlib import cgroup, cpuset
+from vmlib.cores.cpulist import format_cpus
+from vmlib.cores.topology import Topology, read_topology
+from vmlib.errors import HostError
 from vmlib.hypervisor.select import Offer, probe_offers
 from vmlib.probe import find_program
 
@@ -49,6 +55,7 @@ def examine(config: PluginConfig) -> list[Check]:
         _privileges(),
         _uids(config),
         _cgroups(),
+        *_cores(config),
         *_directories(config),
         *_networks(config),
     ]
@@ -105,6 +112,54 @@ def _cgroups() -> Check:
     if layout.tops:
         return Check("cgroups", "ok", f"{layout.kind}, {len(layout.tops)} hierarchies", layout.reason)
     return Check("cgroups", "warning", layout.reason, "machines run in the agent's own groups until this is mended")
+
+
+def _cores(config: PluginConfig) -> list[Check]:
+    """Nomad itself is not asked: what it uses stands in its cgroups, and is unknown until they exist."""
+    try:
+        topology = read_topology()
+    except HostError as exc:
+        return [Check("cores", "problem", str(exc))]
+    reserved = reserved_cpus()
+    usable = shared_cpus() | reserved
+    groups = cgroup.read_layout()
+    found = core_findings(
+        config.cores,
+        topology,
+        usable=usable,
+        withheld=topology.online - usable if usable else frozenset(),
+        reserved=reserved,
+        cgroups=groups.kind,
+        partition=cpuset.read_partition(groups.cpuset) if groups.cpuset is not None else "",
+    )
+    if config.cores.dedicated_auto and not usable:
+        # Before Nomad has made its cgroups nobody can say what it withholds.
+        found = tuple(one for one in found if one.subject != "cores.dedicated")
+    return core_checks(config, topology, found, usable=usable)
+
+
+def core_checks(
+    config: PluginConfig, topology: Topology, found: Sequence[Finding], *, usable: frozenset[int]
+) -> list[Check]:
+    """The topology, and one line for each finding, or one that says that a thing is well."""
+    threads = "with SMT" if any(len(core.cpus) > 1 for core in topology.cores) else "without SMT"
+    with_cpus = sum(1 for node in topology.nodes if node.cpus)
+    checks = [
+        Check(
+            "cores", "ok", f"{len(topology.cores)} cores {threads}, {len(topology.online)} CPUs, {with_cpus} NUMA nodes"
+        )
+    ]
+    cores = config.cores
+    dedicated = "auto" if cores.dedicated_auto else format_cpus(cores.dedicated)
+    for subject, fine in (
+        ("cores.dedicated", dedicated or "none: machines have cores that Nomad shares out, level driver"),
+        ("cores.housekeeping", format_cpus(cores.housekeeping or ()) or "what nobody holds"),
+        ("cores.partition", cores.partition or "none"),
+        ("nomad reservation", f"Nomad uses CPU {format_cpus(usable)}" if usable else "Nomad has no cgroups here yet"),
+    ):
+        faults = [Check(subject, "warning", one.found, one.cure) for one in found if one.subject == subject]
+        checks += faults or [Check(subject, "ok", fine)]
+    return checks
 
 
 def _directories(config: PluginConfig) -> list[Check]:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from driver.cli.common import add_common, find_machine, load_config, print_json, print_pairs, state_of
+from vmlib.cores.cpulist import format_cpus
 from vmlib.errors import HypervisorError
 from vmlib.running import Machine
 
@@ -36,7 +37,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "pid": record.vmm_pid,
         "uid": record.uid,
         "state": state_of(machine),
-        "level": "shared",
+        **_cores(machine),
         "memory_mib": record.memory_mib,
         "vcpus": _vcpus(machine),
         "addresses": list(record.addresses),
@@ -46,11 +47,29 @@ def describe(machine: Machine) -> dict[str, Any]:
     return facts
 
 
+def _cores(machine: Machine) -> dict[str, Any]:
+    """What the ledger says; a machine that has ended holds nothing."""
+    entry = machine.ledger_entry()
+    if entry is None:
+        return {"placement": "shared", "level": "shared", "cores": "", "emulator": "", "numa_nodes": [], "repairs": 0}
+    return {
+        "placement": "exclusive" if entry.placement.cpus else "shared",
+        "level": entry.level,
+        "cores": format_cpus(entry.placement.cpus),
+        "emulator": format_cpus(entry.placement.emulator),
+        "numa_nodes": list(entry.placement.nodes),
+        "repairs": entry.repairs,
+        **({"yielded": entry.yielded} if entry.yielded else {}),
+    }
+
+
 def _vcpus(machine: Machine) -> list[dict[str, Any]]:
     """A shared machine's vCPUs have no core of their own."""
     if not machine.running():
         return []
+    entry = machine.ledger_entry()
+    pins = dict(enumerate(entry.placement.vcpus)) if entry is not None else {}
     try:
-        return [{"vcpu": one.index, "core": None, "tid": one.thread_id} for one in machine.vcpus()]
+        return [{"vcpu": one.index, "core": pins.get(one.index), "tid": one.thread_id} for one in machine.vcpus()]
     except HypervisorError:
         return []

@@ -28,7 +28,7 @@ from vmlib.paths import Layout
 from vmlib.process import Identity
 from vmlib.record import ExitRecord
 from vmlib.running import Machine
-from vmlib.spec import DirectBoot, FileRef, MachineSpec, RootDisk
+from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec, RootDisk
 
 CHECKOUT = Path(__file__).parent.parent.parent
 READY = "chv test guest: ready"
@@ -258,6 +258,7 @@ class Host:
             "stdout": str(spec.stdout),
             "stderr": str(spec.stderr),
             "image": "" if spec.root is None else str(spec.root.image.relative),
+            "exclusive": spec.cores.exclusive,
         }
         return subprocess.Popen(
             [sys.executable, "-m", "tests.integration.machines", json.dumps(what)],
@@ -309,6 +310,7 @@ def main() -> None:
         stdout=Path(what["stdout"]),
         stderr=Path(what["stderr"]),
         root=root_of(host.guest, what["image"]) if what["image"] else None,
+        cores=CoresSpec(exclusive=what["exclusive"]),
     )
     if what["do"] == "start":
         host.machines.start(spec)

@@ -13,7 +13,7 @@ import pytest
 from driver.devhost.host import DevHost
 from tests.integration.nodes import READY, Node, until_says
 
-COMMANDS = ("doctor", "ps", "inspect", "dev")
+COMMANDS = ("cores", "doctor", "ps", "inspect", "dev")
 
 
 @asynccontextmanager

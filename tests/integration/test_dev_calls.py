@@ -20,6 +20,8 @@ from vmlib.paths import RunPaths
 
 NODE_ATTRIBUTES = ("driver.chv", "driver.chv.version", "driver.chv.qemu.version", "driver.chv.accel")
 
+ONLINE = Path("/sys/devices/system/cpu/online").read_text().strip()
+
 
 @contextlib.asynccontextmanager
 async def plugin_and_task(chv: Path, base: Path, words: str = "") -> AsyncIterator[tuple[Plugin, FakeTask]]:
@@ -148,7 +150,9 @@ async def test_inspect_task_tells_of_the_machine_before_and_after_its_end(chv: P
             "pid": str(vmm),
             "vcpus": "1",
             "memory_mib": "64",
+            "placement": "shared",
             "level": "shared",
+            "cores_repaired": "0",
         }
         assert (found.task.id, found.task.name, found.task.state) == (task.id, "fake", pb.RUNNING)
         assert found.task.started_at.seconds > 1_700_000_000
@@ -226,7 +230,7 @@ async def test_events_that_came_before_the_first_stream_are_kept_and_all_streams
             events = [await anext(first), await anext(first)]
             assert [event.message for event in events] == [
                 f"machine started: fake: pinned by the job, pid {vmm}",
-                "cores: shared, 1 vCPU over all CPUs of the node (whole cores are not built yet)",
+                f"cores: shared, 1 vCPU over CPU {ONLINE}",
             ]
             assert dict(events[0].annotations) == {
                 "kind": "machine started",

@@ -32,6 +32,7 @@ class Life:
 
 ENDS = {
     "hello": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
+    "cores": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
     "sleep": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
     "exit-code": Life(
         result=ExitResult(exit_code=3),

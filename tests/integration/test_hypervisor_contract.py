@@ -102,6 +102,21 @@ def test_each_vcpu_is_a_thread_of_the_process(start: Start) -> None:
     one.machine.until_line("vcpus 2")
 
 
+def test_a_reboot_leaves_every_vcpu_on_its_thread(start: Start) -> None:
+    """Who pins the threads once need not look for others; what else a reboot does to the pins is another matter."""
+    one = start("reboot-once say=again", vcpus=2)
+    before = one.vmm.vcpus()
+    one.vmm.boot()
+    one.machine.until_line("say again")
+    assert one.machine.named("RESET")
+    assert one.vmm.vcpus() == before
+    one.vmm.reboot()
+    one.machine.until_line("say again", count=2)
+    assert one.vmm.vcpus() == before
+    threads = {int(name) for name in os.listdir(f"/proc/{one.machine.process.pid}/task")}
+    assert {vcpu.thread_id for vcpu in before} < threads
+
+
 def test_pause_stops_the_guest_and_resume_lets_it_go_on(start: Start) -> None:
     one = start("tick")
     one.vmm.boot()

@@ -67,8 +67,14 @@ def agent_config(
     ports: list[int],
     dev: bool,
     more_drivers: Sequence[str] = (),
+    cores_block: str = "",
+    client_block: str = "",
+    more_plugins: str = "",
 ) -> str:
-    """The agent file. Nothing in it reaches beyond loopback. `more_drivers` are Nomad's own, beside ours."""
+    """The agent file. Nothing in it reaches beyond loopback. `more_drivers` are Nomad's own, beside ours.
+
+    `cores_block` goes into our plugin block, `client_block` into the client's, `more_plugins` beside ours.
+    """
     http, rpc, serf = ports
     data_dir = "" if dev else f'data_dir = "{paths.nomad_data}"'
     server = "" if dev else "server {\n  enabled = true\n  bootstrap_expect = 1\n}"
@@ -101,6 +107,7 @@ client {{
   meta {{
     chv_guest = "{guest_dir}"
   }}
+  {client_block}
 }}
 consul {{
   address          = "127.0.0.1:1"
@@ -123,8 +130,10 @@ plugin "chv" {{
     network "user0" {{
       mode = "user"
     }}
+    {cores_block}
   }}
 }}
+{more_plugins}
 {"".join(_PLUGINS[name].format(guest_dir=guest_dir) for name in more_drivers)}"""
 
 
@@ -145,6 +154,9 @@ class Agent:
     guest_dir: Path
     dev: bool = False
     more_drivers: tuple[str, ...] = ()
+    cores_block: str = ""
+    client_block: str = ""
+    more_plugins: str = ""
     env: dict[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(3))
     process: "subprocess.Popen[bytes] | None" = None
@@ -164,6 +176,9 @@ class Agent:
                 ports=self.ports,
                 dev=self.dev,
                 more_drivers=self.more_drivers,
+                cores_block=self.cores_block,
+                client_block=self.client_block,
+                more_plugins=self.more_plugins,
             )
         )
         argv = [self.binary, "agent", *(["-dev"] if self.dev else []), f"-config={self.paths.config}"]

@@ -27,18 +27,54 @@ ROOT = Path("/sys/fs/cgroup")
 
 def test_v2_has_one_slice() -> None:
     layout = parse_layout(V2)
-    assert layout == CgroupLayout(kind="v2", tops=(ROOT / "chv.slice",))
+    top = ROOT / "chv.slice"
+    assert layout == CgroupLayout(kind="v2", tops=(top,), unified=top, cpuset=top, cpu=top, memory=top, pids=top)
+    vmm, keeper = top / "k/vmm", top / "k/keeper"
     assert paths_for(layout, "k") == MachineGroups(
-        vmm=(ROOT / "chv.slice/k/vmm",), keeper=(ROOT / "chv.slice/k/keeper",)
+        vmm=(vmm,),
+        keeper=(keeper,),
+        cpuset=vmm,
+        keeper_cpuset=keeper,
+        cpu=vmm,
+        memory=vmm,
+        pids=vmm,
+        threaded=True,
     )
 
 
-def test_hybrid_has_a_group_in_every_hierarchy_but_cpuset() -> None:
+def test_hybrid_has_a_group_in_every_hierarchy_and_each_controller_in_its_own() -> None:
     layout = parse_layout(HYBRID)
     assert layout.kind == "hybrid"
-    assert paths_for(layout, "k").vmm == tuple(
-        ROOT / name / "chv/k/vmm" for name in ("cpu,cpuacct", "memory", "systemd", "unified")
+    assert paths_for(layout, "k") == MachineGroups(
+        vmm=tuple(ROOT / name / "chv/k/vmm" for name in ("cpu,cpuacct", "cpuset", "memory", "systemd", "unified")),
+        keeper=tuple(
+            ROOT / name / "chv/k/keeper" for name in ("cpu,cpuacct", "cpuset", "memory", "systemd", "unified")
+        ),
+        cpuset=ROOT / "cpuset/chv/k/vmm",
+        keeper_cpuset=ROOT / "cpuset/chv/k/keeper",
+        cpu=ROOT / "cpu,cpuacct/chv/k/vmm",
+        memory=ROOT / "memory/chv/k/vmm",
     )
+
+
+@pytest.mark.parametrize(("text", "vmm"), [(V2, "chv-cores.slice/k/vmm"), (HYBRID, "cpuset/chv-cores/k/vmm")])
+def test_another_topmost_group_takes_the_place_of_ours(text: str, vmm: str) -> None:
+    groups = paths_for(parse_layout(text), "k", top="chv-cores")
+    assert groups.cpuset == ROOT / vmm
+    assert groups.cpuset in groups.vmm
+
+
+@pytest.mark.parametrize("top", ["nomad", "chv/x", "..", "chvx", "chv-"])
+def test_a_topmost_group_that_is_not_ours_is_refused(top: str) -> None:
+    with pytest.raises(ValueError, match="topmost cgroup"):
+        paths_for(parse_layout(V2), "k", top=top)
+
+
+@pytest.mark.parametrize(
+    ("shares", "weight"), [(2, 1), (0, 1), (1024, 39), (2400, 92), (262144, 10000), (1 << 30, 10000)]
+)
+def test_shares_become_the_weight_that_the_kernel_would_give(shares: int, weight: int) -> None:
+    assert cgroup.weight_of(shares) == weight
 
 
 def test_v1_without_the_unified_hierarchy() -> None:
@@ -66,18 +102,43 @@ def test_a_later_mount_hides_an_earlier_one() -> None:
 def test_hierarchies_without_write_access_are_left_out_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("cpu,cpuacct", "memory", "systemd", "unified"):
+    for name in ("cpu,cpuacct", "cpuset", "memory", "systemd", "unified"):
         (tmp_path / name).mkdir()
+    (tmp_path / "unified/cgroup.controllers").write_text("hugetlb\n")
     text = HYBRID.replace("/sys/fs/cgroup", str(tmp_path))
     (tmp_path / "mountinfo").write_text(text)
     monkeypatch.setattr(os, "access", lambda path, _mode: "memory" not in str(path))
     layout = cgroup.read_layout(tmp_path, tmp_path / "mountinfo")
-    assert [top.parent.name for top in layout.tops] == ["cpu,cpuacct", "systemd", "unified"]
-    assert layout.reason == f"no groups can be made in {tmp_path}/memory"
+    assert [top.parent.name for top in layout.tops] == ["cpu,cpuacct", "cpuset", "systemd", "unified"]
+    assert layout.reason == (
+        f"no groups can be made in {tmp_path}/memory; cgroup controllers that cannot be used: memory, pids"
+    )
+    assert layout.cpuset == tmp_path / "cpuset/chv"
+    assert layout.memory is None
 
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)
     layout = cgroup.read_layout(tmp_path, tmp_path / "mountinfo")
     assert (layout.kind, layout.tops) == ("none", ())
+
+
+def test_a_hybrid_host_may_have_left_a_controller_to_v2(tmp_path: Path) -> None:
+    for name in ("cpu,cpuacct", "cpuset", "memory", "systemd", "unified"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "unified/cgroup.controllers").write_text("hugetlb pids\n")
+    (tmp_path / "mountinfo").write_text(HYBRID.replace("/sys/fs/cgroup", str(tmp_path)))
+    layout = cgroup.read_layout(tmp_path, tmp_path / "mountinfo")
+    assert layout.pids == tmp_path / "unified/chv"
+    assert layout.reason == ""
+    assert not paths_for(layout, "k").threaded
+
+
+def test_a_v2_host_without_a_controller_says_which(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    (tmp_path / "mountinfo").write_text(V2.replace("/sys/fs/cgroup", str(tmp_path)))
+    layout = cgroup.read_layout(tmp_path, tmp_path / "mountinfo")
+    assert (layout.kind, layout.cpuset, layout.memory) == ("v2", None, tmp_path / "chv.slice")
+    assert layout.reason == "cgroup controllers that cannot be used: cpuset"
+    assert not paths_for(layout, "k").threaded
 
 
 @pytest.mark.parametrize("key", ["", ".", "..", "a/b", ".hidden", "a\nb", "x" * 201])

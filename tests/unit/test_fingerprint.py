@@ -2,7 +2,7 @@
 
 from driver import __version__
 from driver._pb import driver_pb2 as pb
-from driver.fingerprint import NodeFacts, fingerprint
+from driver.fingerprint import CoreFacts, NodeFacts, fingerprint
 from driver.state import capabilities, fingerprint_response
 
 
@@ -19,6 +19,18 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
         "driver.chv.qemu.version": "7.2.22",
         "driver.chv.accel": "tcg",
         "driver.chv.network.user0": "user",
+    }
+
+
+def test_whole_cores_are_attributes_with_numbers() -> None:
+    facts = CoreFacts(dedicated=4, free=3, largest_numa_block=2, mhz_floor=2600, smt=True)
+    attributes = fingerprint(NodeFacts(cores=facts)).attributes
+    assert {key: value for key, value in attributes.items() if ".cores." in key} == {
+        "driver.chv.cores.dedicated": 4,
+        "driver.chv.cores.free": 3,
+        "driver.chv.cores.largest_numa_block": 2,
+        "driver.chv.cores.mhz_floor": 2600,
+        "driver.chv.cores.smt": True,
     }
 
 

@@ -13,7 +13,7 @@ from vmlib.hypervisor.options import inherited, option, plain
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.qemu_argv import tcg_buffer_mib
 from vmlib.resources import BootFiles, Credentials, DiskAttachment, Forward, OpenFile, Resources, UserNic
-from vmlib.spec import DirectBoot, FileRef, MachineSpec
+from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec
 
 Golden = Callable[[str, str], None]
 
@@ -30,6 +30,7 @@ OVERLAY_DISK = DiskAttachment(name="root", file=ROOT, format="qcow2", backing=BA
 RAW_DISK = DiskAttachment(name="root", file=ROOT, format="raw")
 SEED_DISK = DiskAttachment(name="seed", file=SEED, format="raw", readonly=True, serial="chv-seed")
 NIC = UserNic(name="net0", mac="52:54:00:12:34:56")
+EXPOSED = CoresSpec(exclusive=True, expose=True)
 
 
 def plan(spec: MachineSpec, res: Resources, accel: Accel = "tcg") -> LaunchPlan:
@@ -82,6 +83,8 @@ def value_of(launch: LaunchPlan, name: str) -> list[str]:
             "tcg",
         ),
         ("kvm", SPEC, DIRECT, "kvm"),
+        ("threads-exposed", replace(SPEC, vcpus=4, cores=EXPOSED), DIRECT, "kvm"),
+        ("huge-pages", replace(SPEC, hugepages=True), DIRECT, "tcg"),
         ("panic-restart-reboot-exit", replace(SPEC, on_panic="restart", on_reboot="exit"), DIRECT, "tcg"),
         (
             "nasty",
@@ -136,6 +139,16 @@ def with_boot(cmdline: str) -> Resources:
         (replace(SPEC, vcpus=0), DIRECT, "vcpus = 0: expected 1 to 255"),
         (replace(SPEC, vcpus=256), DIRECT, "vcpus = 256: expected 1 to 255"),
         (replace(SPEC, memory_mib=0), DIRECT, "memory = 0: expected at least 1 MiB"),
+        (
+            replace(SPEC, vcpus=3, cores=EXPOSED),
+            DIRECT,
+            "vcpus = 3: expected an even number with threads = 'expose', two for each core",
+        ),
+        (
+            replace(SPEC, memory_mib=513, hugepages=True),
+            DIRECT,
+            "memory = 513: expected a multiple of 2 MiB with hugepages = true",
+        ),
         (SPEC, RES, "nothing to boot from: expected image or kernel"),
         (SPEC, with_boot("x" * 2048), "cmdline: 2048 bytes long, expected at most 2047"),
         (SPEC, with_boot("a\0b"), "cmdline = 'a\\x00b': holds a NUL byte"),
@@ -201,6 +214,12 @@ def test_limits_leave_room_on_the_bus() -> None:
 @pytest.mark.parametrize(("memory_mib", "expected"), [(64, 64), (512, 128), (2048, 256), (1 << 20, 256)])
 def test_translation_buffer_is_bounded(memory_mib: int, expected: int) -> None:
     assert tcg_buffer_mib(memory_mib) == expected
+
+
+def test_ordinary_ram_is_of_any_size_and_names_no_backend() -> None:
+    launch = plan(replace(SPEC, memory_mib=513), DIRECT)
+    assert value_of(launch, "-m") == ["513M"]
+    assert not [word for word in launch.argv if "memory-backend" in word]
 
 
 def test_one_start_has_its_own_name_and_a_job_cannot_choose_it() -> None:

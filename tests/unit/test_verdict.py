@@ -10,6 +10,8 @@ from vmlib.keeper.verdict import Evidence, Verdict, judge
 
 FORCED = "forced off: the guest did not power off within 5 s, SIGKILL to the VMM"
 PANIC = "Kernel panic - not syncing: sysrq triggered crash"
+OOM = "out of memory on the host: the kernel killed the VMM, which had reached its limit of 356 MiB"
+KILLED_FOR_MEMORY = Verdict(137, 9, OOM, oom_killed=True)
 UNKNOWN = "the machine ended while nobody watched, cause unknown"
 
 CASES = {
@@ -84,9 +86,39 @@ evidence = st.builds(
 )
 
 
-@given(seen=evidence, status=st.none() | st.integers(-64, 255), stderr=st.text(max_size=40))
-def test_every_end_has_a_verdict_and_a_failure_has_words(seen: Evidence, status: int | None, stderr: str) -> None:
-    verdict = judge(seen, status=status, stderr_tail=stderr)
+OOM_CASES = {
+    "killed by the kernel": (Evidence(), -9, KILLED_FOR_MEMORY),
+    "killed on its way out": (Evidence(shutdown="guest-shutdown"), -9, KILLED_FOR_MEMORY),
+    "adopted, or without a keeper": (Evidence(), None, KILLED_FOR_MEMORY),
+    # Something in its group was killed, and the VMM itself came to another end.
+    "a good end": (Evidence(shutdown="guest-shutdown"), 0, Verdict(0)),
+    "adopted, power-off seen": (Evidence(shutdown="guest-shutdown"), None, Verdict(0)),
+    "another signal": (Evidence(), -11, Verdict(139, 11, "the VMM was killed by SIGSEGV")),
+    "a failure of the VMM's own": (Evidence(), 1, Verdict(1, message="the VMM ended with status 1")),
+    # What we did, and what the guest had said before, counts more.
+    "forced": (Evidence(forced=FORCED), -9, Verdict(137, message=FORCED)),
+    "exit N": (Evidence(exit_requested=7), -9, Verdict(7)),
+    "panic": (Evidence(panic=True, panic_lines="x"), -9, Verdict(1, message="guest panic: x")),
+}
+
+
+@pytest.mark.parametrize("name", OOM_CASES)
+def test_a_kill_for_memory_is_reported_as_one_and_only_that(name: str) -> None:
+    seen, status, expected = OOM_CASES[name]
+    assert judge(seen, status=status, oom=OOM) == expected
+
+
+@given(
+    seen=evidence,
+    status=st.none() | st.integers(-64, 255),
+    stderr=st.text(max_size=40),
+    oom=st.sampled_from(["", OOM]),
+)
+def test_every_end_has_a_verdict_and_a_failure_has_words(
+    seen: Evidence, status: int | None, stderr: str, oom: str
+) -> None:
+    verdict = judge(seen, status=status, stderr_tail=stderr, oom=oom)
+    assert not verdict.oom_killed or verdict.message == oom != ""
     assert 0 <= verdict.exit_code <= 255
     assert verdict.message or verdict.exit_code == (seen.exit_requested or 0)
     if verdict.signal:

@@ -105,5 +105,8 @@ class Hypervisor(Protocol):
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
         """Decide everything. Pure: no file, no socket, no clock."""
 
+    def overhead_mib(self, spec: MachineSpec) -> int:
+        """How much memory the VMM may need beside the guest's RAM: generous, it is for a limit. Pure."""
+
     def attach(self, run_dir: Path) -> Vmm:
         """Open the request socket of a VMM that was started by such a plan. Raises HypervisorError."""

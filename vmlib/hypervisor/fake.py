@@ -8,6 +8,7 @@ from vmlib.errors import SpecError
 from vmlib.hypervisor import fake_vmm
 from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
 from vmlib.hypervisor.options import inherited, plain
+from vmlib.hypervisor.overhead import fake_overhead_mib
 from vmlib.hypervisor.qemu import attach_qmp, fixed_environment
 from vmlib.hypervisor.qemu_argv import LISTENERS
 from vmlib.resources import Resources
@@ -58,6 +59,9 @@ class Fake:
             on_reboot=spec.on_reboot,
             on_panic=spec.on_panic,
         )
+
+    def overhead_mib(self, spec: MachineSpec) -> int:
+        return fake_overhead_mib(spec)
 
     def attach(self, run_dir: Path) -> Vmm:
         return attach_qmp(run_dir)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
+from vmlib.hypervisor.overhead import qemu_overhead_mib
 from vmlib.hypervisor.qemu_argv import LISTENERS, command_line
 from vmlib.hypervisor.qmp import QmpVmm
 from vmlib.process import TOOL_ENVIRONMENT
@@ -34,6 +35,9 @@ class Qemu:
             on_reboot=spec.on_reboot,
             on_panic=spec.on_panic,
         )
+
+    def overhead_mib(self, spec: MachineSpec) -> int:
+        return qemu_overhead_mib(spec, self.accel)
 
     def attach(self, run_dir: Path) -> Vmm:
         return attach_qmp(run_dir)

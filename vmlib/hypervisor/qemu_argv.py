@@ -14,6 +14,7 @@ from vmlib.spec import MachineSpec
 
 CHANNEL_NAME = "org.chv.agent.0"  # of the virtio-serial port; guests look for it
 LISTENERS = ("qmp", "events", "channel")
+HUGE_PAGE_MIB = 2
 
 # Fixed places on the PCI bus, so that a guest's names for its devices (enp0s2) do not change when another one is added.
 _FIRST_NIC_SLOT = 0x02
@@ -23,6 +24,8 @@ _PORTS_SLOT = 0x1D
 _PANIC_SLOT = 0x1E
 _MAX_NICS = _FIRST_DISK_SLOT - _FIRST_NIC_SLOT
 _MAX_DISKS = _RNG_SLOT - _FIRST_DISK_SLOT
+
+_RAM = "ram0"
 
 _MAX_VCPUS = 255  # above it a guest needs x2APIC and an IOMMU that remaps interrupts
 _MAX_CMDLINE_BYTES = 2047  # Linux on x86 reads 2048 with the final NUL
@@ -74,6 +77,10 @@ def _check(spec: MachineSpec, res: Resources) -> None:
         raise SpecError(f"vcpus = {spec.vcpus}: expected 1 to {_MAX_VCPUS}")
     if spec.memory_mib < 1:
         raise SpecError(f"memory = {spec.memory_mib}: expected at least 1 MiB")
+    if spec.cores.expose and spec.vcpus % 2:
+        raise SpecError(f"vcpus = {spec.vcpus}: expected an even number with threads = 'expose', two for each core")
+    if spec.hugepages and spec.memory_mib % HUGE_PAGE_MIB:
+        raise SpecError(f"memory = {spec.memory_mib}: expected a multiple of {HUGE_PAGE_MIB} MiB with hugepages = true")
     if res.boot is None and not res.disks:
         raise SpecError("nothing to boot from: expected image or kernel")
     if len({disk.name for disk in res.disks}) != len(res.disks):
@@ -105,18 +112,38 @@ def _machine_args(spec: MachineSpec, accel: Accel) -> list[str]:
     else:
         size = str(tcg_buffer_mib(spec.memory_mib))
         accelerator = ["-accel", option("tcg", ("thread", "multi"), ("tb-size", size)), "-cpu", "max"]
-    cpus = str(spec.vcpus)
+    # A core dump of ours must not hold the guest's memory.
+    machine = "q35,usb=off,vmport=off,dump-guest-core=off"
+    # vCPU 2i and 2i+1 are the two threads of core i, as they are on the host.
+    threads = 2 if spec.cores.expose else 1
+    cores = str(spec.vcpus // threads)
     return [
-        # A core dump of ours must not hold the guest's memory.
-        "-machine", "q35,usb=off,vmport=off,dump-guest-core=off",
+        *(_huge_ram(spec) if spec.hugepages else ()),
+        "-machine", f"{machine},memory-backend={_RAM}" if spec.hugepages else machine,
         *accelerator,
-        "-smp", option(cpus, ("sockets", "1"), ("cores", cpus), ("threads", "1")),
+        "-smp", option(str(spec.vcpus), ("sockets", "1"), ("cores", cores), ("threads", str(threads))),
         "-m", f"{spec.memory_mib}M",
         "-rtc", "base=utc",
         "-object", "rng-builtin,id=rng0",
         "-device", option("virtio-rng-pci", ("rng", "rng0"), _slot(_RNG_SLOT)),
         "-device", option("pvpanic-pci", _slot(_PANIC_SLOT)),
     ]  # fmt: skip
+
+
+def _huge_ram(spec: MachineSpec) -> list[str]:
+    """RAM of huge pages, all of them taken now: one that lacks later would kill the VMM in the middle of its work."""
+    return [
+        "-object",
+        option(
+            "memory-backend-memfd",
+            ("id", _RAM),
+            ("size", f"{spec.memory_mib}M"),
+            ("hugetlb", "on"),
+            ("hugetlbsize", f"{HUGE_PAGE_MIB}M"),
+            ("prealloc", "on"),
+            ("share", "off"),
+        ),
+    ]
 
 
 def _console_args() -> list[str]:

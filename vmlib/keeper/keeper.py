@@ -19,6 +19,7 @@ from typing import Any
 
 from vmlib import process
 from vmlib.files import write_atomic
+from vmlib.keeper import oom
 from vmlib.keeper.control import Client
 from vmlib.keeper.fds import connect, leave_for, open_process, read, receive
 from vmlib.keeper.loop import Loop
@@ -397,6 +398,7 @@ class Keeper:
             self.evidence,
             status=status,
             stderr_tail=self.stderr_tail.decode(errors="replace"),
+            oom=oom.report(self.plan.memory_group),
         )
         self._note_end(verdict)
         self._flush_sinks()

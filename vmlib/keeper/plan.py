@@ -26,6 +26,7 @@ class KeeperPlan:
     groups: list[int] = field(default_factory=list)
     cgroups: list[str] = field(default_factory=list)
     keeper_cgroups: list[str] = field(default_factory=list)
+    memory_group: str = ""  # the cgroup whose limit holds the VMM's memory; "" = there is none
     monitor: str = "events"
     channel: str = "channel"
     on_reboot: str = "restart"

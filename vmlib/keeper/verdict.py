@@ -35,15 +35,21 @@ class Verdict:
     exit_code: int
     signal: int = 0
     message: str = ""
+    oom_killed: bool = False  # by the host's kernel; a guest that kills its own processes goes on
 
 
-def judge(seen: Evidence, *, status: int | None, stderr_tail: str = "") -> Verdict:
-    """Decide. `status` is the VMM's wait status; None when its parent was gone and nobody could read it."""
+def judge(seen: Evidence, *, status: int | None, stderr_tail: str = "", oom: str = "") -> Verdict:
+    """Decide. `status` is the VMM's wait status; None when its parent was gone and nobody could read it.
+
+    `oom` is a sentence when the VMM's cgroup says that the kernel killed it for want of memory.
+    """
     if seen.forced:
         return Verdict(137, message=seen.forced)
     if seen.panic:
         return Verdict(1, message=f"guest panic: {seen.panic_lines}".rstrip(": "))
     by_signal = -status if status is not None and status < 0 else 0
+    if oom and seen.exit_requested is None and _may_be_killed(seen, status):
+        return Verdict(128 + signal.SIGKILL, signal.SIGKILL, oom, oom_killed=True)
     if by_signal and seen.exit_requested is None:
         return Verdict(128 + by_signal, by_signal, f"the VMM was killed by {_signal_name(by_signal)}")
     if seen.exit_requested is not None:
@@ -52,6 +58,11 @@ def judge(seen: Evidence, *, status: int | None, stderr_tail: str = "") -> Verdi
         words = stderr_tail.strip().splitlines()
         return Verdict(status, message=f"the VMM ended with status {status}" + (f": {words[-1]}" if words else ""))
     return _by_shutdown_reason(seen, known=status is not None)
+
+
+def _may_be_killed(seen: Evidence, status: int | None) -> bool:
+    """An unknown end counts, unless the VMM was already on its way out for a reason of its own."""
+    return status == -signal.SIGKILL or (status is None and seen.shutdown is None)
 
 
 def _signal_name(number: int) -> str:

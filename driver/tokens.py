@@ -1,0 +1,23 @@
+"""The tokens that a task holds: what the device plugin `chv-cores` put into its device environment. Pure."""
+
+import re
+from collections.abc import Mapping
+
+from vmlib.errors import SpecError
+
+PREFIX = "CHV_CORES_"
+_KEY = re.compile(r"CHV_CORES_NUMA([0-9]{1,4})_[0-9]{1,7}")
+_TOKEN = re.compile(r"core-[0-9]{1,7}")
+
+
+def tokens_of(device_env: Mapping[str, str]) -> dict[int, int]:
+    """NUMA node -> how many of its dedicated cores the scheduler gave. Raises SpecError on what it cannot read."""
+    found: dict[int, set[str]] = {}
+    for key, value in device_env.items():
+        if not key.startswith(PREFIX):
+            continue
+        match, tokens = _KEY.fullmatch(key), value.split(",")
+        if match is None or not all(_TOKEN.fullmatch(token) for token in tokens):
+            raise SpecError(f"{key[:64]} = {value[:64]!r}: expected what the device plugin chv-cores writes")
+        found.setdefault(int(match[1]), set()).update(tokens)
+    return {node: len(tokens) for node, tokens in sorted(found.items())}

@@ -1,0 +1,74 @@
+"""Keeps machines on their cores: wakes when somebody writes a cpuset file, and looks every few seconds anyway."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+from vmlib.cores.service import Notice
+from vmlib.inotify import CLOSE_WRITE, CREATE, DELETE, MODIFY, Inotify
+
+log = logging.getLogger(__name__)
+
+_SLOW_LOOK_S = 4.0
+_SETTLE_S = 0.05  # one change of the scheduler's is several writes
+_EVENTS = MODIFY | CLOSE_WRITE | CREATE | DELETE
+
+
+class CoresWatch:
+    """Runs `look` at once, after `wake`, after a write to one of `paths`, and every few seconds."""
+
+    def __init__(
+        self,
+        look: Callable[[], Awaitable[Iterable[Notice]]],
+        tell: Callable[[Notice], None],
+        paths: Callable[[], Iterable[Path]],
+    ) -> None:
+        self._look = look
+        self._tell = tell
+        self._paths = paths
+        self._due = asyncio.Event()
+        self._watched: set[Path] = set()
+        self._inotify: Inotify | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; needs a running loop. Does nothing the second time."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._watch(), name="cores watch")
+
+    def wake(self) -> None:
+        """Look soon: a machine has come, gone or rebooted."""
+        self._due.set()
+
+    async def _watch(self) -> None:
+        try:
+            self._inotify = Inotify()
+            asyncio.get_running_loop().add_reader(self._inotify.fd, self._on_write)
+        except OSError as exc:
+            log.warning("cpuset files are not watched, only looked at every %g s: %s", _SLOW_LOOK_S, exc)
+        while True:
+            self._due.clear()
+            try:
+                self._follow(self._paths())
+                for notice in await self._look():
+                    self._tell(notice)
+            except Exception:  # the top of a background task: a bad look must not end the watch
+                log.exception("look at the cores failed")
+            try:
+                await asyncio.wait_for(self._due.wait(), _SLOW_LOOK_S)
+                await asyncio.sleep(_SETTLE_S)
+            except TimeoutError:
+                pass
+
+    def _on_write(self) -> None:
+        assert self._inotify is not None
+        self._inotify.read()  # what it was does not matter: a look sees everything
+        self._due.set()
+
+    def _follow(self, paths: Iterable[Path]) -> None:
+        """Watch what is there now; a directory that was made anew has lost its watch."""
+        if self._inotify is None:
+            return
+        for path in paths:
+            self._inotify.watch(path, _EVENTS)
