@@ -7,17 +7,17 @@ SETUP = $(PYTHON) tests/setup.py
 PY = .cache/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types bench proto guest clean python
+.PHONY: help run test lint types bench proto guest lab test-lab clean python
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: python ## boot the hello job: on a real Nomad agent when there is one, else on the embedded host
 	@$(SETUP) venv qemu guest
 	@$(PY) tests/run_demo.py
 
-test: python ## all tests that can run here (CHV_TEST_REQUIRE=qemu,go,nomad makes a missing one a failure)
-	@$(SETUP) --lenient venv qemu go guest
+test: python ## all tests that can run here (CHV_TEST_REQUIRE=qemu,go,nomad,lab makes a missing one a failure)
+	@$(SETUP) --lenient venv qemu go guest lab
 	@$(PY) -m pytest --junitxml=.cache/junit.xml $(ARGS)
 
 lint: python types ## formatting, lint rules, types, who imports whom, driver/_pb against proto/
@@ -40,6 +40,14 @@ proto: python ## make driver/_pb from proto/
 
 guest: python ## build the test guest
 	@$(SETUP) qemu guest
+
+lab: python ## boot the lab node (cgroup v2, NUMA, SMT, KVM) and run COMMAND in a copy of this checkout
+	@$(SETUP) venv qemu guest lab
+	@$(PY) -m tests.lab.node $(if $(COMMAND),"$(COMMAND)")
+
+test-lab: python ## the tests that need the lab node, one boot
+	@$(SETUP) venv qemu guest lab
+	@CHV_TEST_REQUIRE=lab $(PY) -m pytest tests/lab $(ARGS)
 
 clean: ## remove what the other targets made in this checkout
 	rm -rf .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,13 +7,19 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from tests.lab import image
+from vmlib import probe
+
 # What a tier needs as a whole.
 TIERS: dict[str, tuple[str, ...]] = {
     "unit": (),
     "integration": ("root", "qemu"),
     "conformance": ("go",),
     "nomad": ("root", "qemu", "nomad"),
+    "lab": ("lab",),
 }
+# Set in the lab node: there the tests of that tier run themselves, elsewhere one test runs a round of them.
+IN_LAB = os.environ.get("CHV_LAB") == "1"
 
 
 def required() -> frozenset[str]:
@@ -39,6 +45,12 @@ def find_nomad() -> Path | None:
     """The agent named by CHV_NOMAD, else the one on PATH."""
     named = os.environ.get("CHV_NOMAD")
     return Path(named).absolute() if named else _find("nomad")
+
+
+def find_cloud_hypervisor() -> Path | None:
+    """The binary named by CHV_CLOUD_HYPERVISOR, else the one on PATH."""
+    named = os.environ.get("CHV_CLOUD_HYPERVISOR")
+    return Path(named).absolute() if named else _find("cloud-hypervisor")
 
 
 def _find(program: str, *, beside_python: bool = False) -> Path | None:
@@ -75,10 +87,37 @@ def _cgroup() -> str:
     return "" if writable else "no writable cgroup tree at /sys/fs/cgroup"
 
 
+def _cgroup2() -> str:
+    """cgroup v2 alone, at its usual place, with all that whole cores need."""
+    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
+    if not controllers.exists():
+        return "/sys/fs/cgroup is not cgroup v2"
+    missing = {"cpuset", "cpu", "memory", "pids"}.difference(controllers.read_text().split())
+    return f"cgroup v2 without the controllers {' '.join(sorted(missing))}" if missing else ""
+
+
+def _kvm() -> str:
+    usable, why_not = probe.kvm_usable()
+    return "" if usable else f"no usable KVM: {why_not}"
+
+
+def _lab() -> str:
+    """In the node: that it is what its tests expect. Elsewhere: that a node can be built and booted."""
+    if IN_LAB:
+        return next(filter(None, (_root(), _qemu(), _cgroup2())), "")
+    if reason := _qemu():
+        return reason
+    missing = image.missing_tools()
+    return f"the Debian packages {', '.join(missing)} are not installed" if missing else ""
+
+
 PROBES: dict[str, Callable[[], str]] = {
     "qemu": _qemu,
     "go": _go,
     "nomad": _nomad,
     "root": _root,
     "cgroup": _cgroup,
+    "cgroup2": _cgroup2,
+    "kvm": _kvm,
+    "lab": _lab,
 }

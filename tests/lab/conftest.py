@@ -1,0 +1,53 @@
+"""Inside the node: machines on nested KVM, and a Nomad agent. Outside only the test that runs a round is collected."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import leftovers, needs
+from tests.guest.build import Guest
+from tests.integration.machines import UIDS, Host, host_for
+from tests.nomad.agent import Agent
+from tests.nomad.conftest import lifetime, make_agent
+from vmlib import probe
+from vmlib.hypervisor.qemu import Qemu
+from vmlib.hypervisor.select import attach
+from vmlib.machine import HostSettings, Machines
+
+ROUND = "test_round.py"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Each side has its own tests: the node all but the one that runs it."""
+    if collection_path.name.startswith("test_") and (collection_path.name == ROUND) == needs.IN_LAB:
+        return True
+    return None
+
+
+@dataclass(slots=True)
+class KvmHost(Host):
+    """A host whose machines run on QEMU with KVM. TCG inside TCG takes a minute to bring up a guest."""
+
+    @property
+    def machines(self) -> Machines:
+        settings = HostSettings(layout=self.layout, vm_uids=UIDS["qemu"])
+        hypervisor = Qemu(binary=probe.qemu_program("qemu-system-x86_64").path, accel="kvm")
+        return Machines(settings, lambda _: (hypervisor, "by the test"), attach)
+
+
+@pytest.fixture
+def kvm_host(guest: Guest, short_dir: Path) -> Iterator[KvmHost]:
+    """Machines without a plugin. A guest is up about 5 s after its start; nothing of it may be left at the end."""
+    with (
+        leftovers.none_left(run_dir=short_dir / "run", data_dir=short_dir / "data", settle_s=30),
+        host_for(short_dir, guest.directory, "qemu") as host,
+    ):
+        yield KvmHost(host.directory, host.guest, host.name, logs=host.logs)
+
+
+@pytest.fixture(scope="session")
+def dev_agent(guest: Guest, plugin_dir: Path) -> Iterator[Agent]:
+    """A real agent that keeps nothing, for all tests that neither stop nor kill it. Ready after about 10 s."""
+    yield from lifetime(make_agent(guest, plugin_dir, dev=True))

@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""Builds what the lab node boots: its kernel, its root file system of Debian packages, its Python packages.
+
+Standard library and Debian's own tools only. Everything lies in the cache under a name that is a hash of what it was
+made from, so a change of the package list or of a script makes a new one and nobody's running node loses its disk.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parent.parent
+KERNEL_PACKAGE = "linux-image-cloud-amd64"  # names the current kernel package as its dependency
+PACKAGES = (
+    "busybox-static",
+    "cpio",
+    "dmidecode",  # Nomad finds NUMA nodes only with it
+    "dnsmasq-base",
+    "e2fsprogs",
+    "iproute2",
+    "iptables",
+    "kmod",
+    "mount",
+    "nfs-common",
+    "nfs-kernel-server",
+    "nftables",
+    "numactl",
+    "ovmf",
+    "procps",
+    "python3",
+    "qemu-system-x86",
+    "qemu-utils",
+    "strace",
+    "swtpm",
+    "util-linux",
+    "zstd",
+)
+TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "depmod": "kmod"}
+# What the tests in the node import beside what the project itself needs.
+TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis")
+ROOT_SIZE_MIB = 4096
+PYTHON_SIZE_MIB = 1024
+
+
+class ImageError(Exception):
+    """The node's images cannot be built here; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """What a node boots from. None of it is written to by a run."""
+
+    kernel: Path
+    root: Path
+    python: Path
+
+
+def missing_tools() -> list[str]:
+    """The Debian packages of the programs that are not here."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    return [package for program, package in TOOLS.items() if shutil.which(program, path=path) is None]
+
+
+def ensure(cache: Path) -> Images:
+    """The images in `cache`, built when one is missing or older than what it is made of. Raises ImageError."""
+    directory = cache / "lab"
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory / ".lock"):
+        root = directory / f"root-{_hash(Path(__file__).read_bytes(), (HERE / 'init.sh').read_bytes())}"
+        _once(root, _build_root)
+        version = (root / "python-version").read_text()
+        python = directory / f"python-{_hash(version.encode(), '|'.join(_python_packages()).encode())}"
+        _once(python, lambda target: _build_python(target, version))
+    return Images(kernel=root / "vmlinuz", root=root / "root.ext4", python=python / "python.ext4")
+
+
+def _hash(*parts: bytes) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(hashlib.sha256(part).digest())
+    return sha.hexdigest()[:12]
+
+
+def _once(directory: Path, make: Callable[[Path], None]) -> None:
+    """`directory` appears whole or not at all. Its predecessors are deleted."""
+    if directory.exists():
+        return
+    if missing := missing_tools():
+        raise ImageError(f"the lab's images need the Debian packages {', '.join(missing)}")
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".build-") as name:
+        made = Path(name) / "made"
+        made.mkdir()
+        make(made)
+        for old in directory.parent.glob(f"{directory.name.partition('-')[0]}-*"):
+            shutil.rmtree(old)
+        made.rename(directory)
+    _say(f"ready: {directory}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the root file system
+
+
+def _build_root(target: Path) -> None:
+    kernel = _kernel_package()
+    tree = target.parent / "root"
+    options = target.parent / "apt.conf"
+    options.write_text(_apt_options())
+    codename, sources = _apt_sources()
+    _say(f"root of {len(PACKAGES)} Debian packages")
+    _run(
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES)}",
+        f"--aptopt={options}",
+        '--aptopt=Apt::Install-Recommends "false"',
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        codename,
+        str(tree),
+        *sources,
+    )
+    _say(f"kernel {kernel}")
+    # Unpacked, not installed: that would bring a maker of initramfs images, and the node needs none.
+    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", kernel, cwd=target.parent)
+    (package,) = target.parent.glob("linux-image-*.deb")
+    unpacked = target.parent / "kernel"
+    _run("dpkg-deb", "-x", str(package), str(unpacked))
+    (vmlinuz,) = (unpacked / "boot").glob("vmlinuz-*")
+    shutil.copyfile(vmlinuz, target / "vmlinuz")
+    shutil.copytree(unpacked / "lib/modules", tree / "usr/lib/modules", symlinks=True)
+    _run("depmod", "-b", str(tree), vmlinuz.name.removeprefix("vmlinuz-"))
+    shutil.copyfile(HERE / "init.sh", tree / "lab-init")
+    (tree / "lab-init").chmod(0o755)
+    for name in ("in", "python", "results", "checkout", "layer"):
+        (tree / "lab" / name).mkdir(parents=True)
+    version = os.readlink(tree / "usr/bin/python3").removeprefix("python")
+    (target / "python-version").write_text(version)
+    site = tree / f"usr/local/lib/python{version}/dist-packages"
+    site.mkdir(parents=True, exist_ok=True)
+    (site / "lab.pth").write_text("/lab/python\n")
+    make_file_system(target / "root.ext4", tree, size_mib=ROOT_SIZE_MIB)
+
+
+def _kernel_package() -> str:
+    depends = _run("apt-cache", "depends", KERNEL_PACKAGE, check=False)
+    found = re.search(r"Depends: (linux-image-\S+)", depends)
+    if found is None:
+        raise ImageError(f"apt knows no package {KERNEL_PACKAGE}: run `apt-get update` on a Debian host")
+    return found[1]
+
+
+def _apt_sources() -> tuple[str, list[str]]:
+    """The codename of this host's Debian, and a line for each source of Debian's packages that the host's apt uses."""
+    wanted = "$(REPO_URI)|$(RELEASE)|$(CODENAME)|$(COMPONENT)"
+    listed = _run("apt-get", "indextargets", "--format", wanted, "Created-By: Packages", "Origin: Debian")
+    sources = sorted({tuple(line.split("|")) for line in listed.splitlines()})
+    codenames = sorted({codename for _, _, codename, _ in sources}, key=len)
+    if not codenames:
+        raise ImageError("apt knows no packages of Debian: run `apt-get update` on a Debian host")
+    lines = [f"deb {uri} {release} {component}" for uri, release, _, component in sources if component == "main"]
+    return codenames[0], lines
+
+
+def _apt_options() -> str:
+    """How the host's apt reaches its sources: proxies, certificates, what it checks."""
+    settings = re.compile(r'Acquire::(http|https|Check-|Max-|Min-|Retries|Force)[^ ]* "[^"]+";')
+    return "".join(f"{line}\n" for line in _run("apt-config", "dump").splitlines() if settings.fullmatch(line))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Python packages
+
+
+def _python_packages() -> list[str]:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    tools = [line for line in project["optional-dependencies"]["dev"] if _name_of(line) in TEST_PACKAGES]
+    return [*project["dependencies"], *tools]
+
+
+def _name_of(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0]
+
+
+def _build_python(target: Path, version: str) -> None:
+    """Wheels for the Python in the node, which may be another one than ours."""
+    _say(f"packages for Python {version}")
+    tree = target.parent / "python"
+    # An environment of its own: the Python that runs this may have no pip.
+    venv = target.parent / "venv"
+    _run(sys.executable, "-m", "venv", str(venv))
+    pip = (str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    chosen = ("--only-binary=:all:", f"--python-version={version}", f"--target={tree}")
+    _run(*pip, *chosen, *_python_packages())
+    make_file_system(target / "python.ext4", tree, size_mib=PYTHON_SIZE_MIB)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_file_system(image: Path, tree: Path, *, size_mib: int) -> None:
+    """An ext4 image that holds `tree`. Sparse; needs neither a mount nor root."""
+    command = ("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "root_owner=0:0", "-d", str(tree))
+    _run(*command, str(image), f"{size_mib}M")
+
+
+def _say(text: str) -> None:
+    print(f"lab: {text}", file=sys.stderr, flush=True)
+
+
+def _run(*command: str, check: bool = True, cwd: Path | None = None) -> str:
+    env = {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+    except FileNotFoundError as exc:
+        raise ImageError(f"{command[0]} is not installed: the lab's images are built on Debian") from exc
+    if check and done.returncode != 0:
+        last = "; ".join(done.stderr.strip().splitlines()[-5:])
+        raise ImageError(f"{' '.join(command)}: exit code {done.returncode}: {last}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: image.py CACHE_DIRECTORY")
+    try:
+        ensure(Path(sys.argv[1]).absolute())
+    except ImageError as exc:
+        sys.exit(f"lab: {exc}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Runs one round in the lab node: boots it, has it run a command in a copy of this checkout, fetches the results.
+
+Run as `python -m tests.lab.node COMMAND` it does that once, shows the console as it comes and ends with the command's
+exit code. The node is an unprivileged QEMU without KVM; it changes nothing on this host but a temporary directory.
+"""
+
+import argparse
+import contextlib
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import needs
+from tests import setup as machine_setup
+from tests.guest import build
+from tests.lab import image
+
+CHECKOUT = Path(__file__).parent.parent.parent
+LEFT_OUT = (".git", ".cache", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist")
+RESULTS_MIB = 256
+ROUND_S = 600.0
+# How much longer a thing takes in there than on the host: for time limits.
+SLOWER = 15
+
+# AMD's topology leaves are what the kernel reads SMT from; TCG hides them unless forced. Without xlevel there is no L3.
+TOPOLOGY = (
+    *("-M", "q35", "-accel", "tcg,thread=multi"),
+    *("-cpu", "max,x-force-features=on,+topoext,xlevel=0x8000001e"),
+    *("-smp", "8,sockets=2,cores=2,threads=2", "-m", "4096"),
+    *("-object", "memory-backend-ram,id=m0,size=2048M", "-object", "memory-backend-ram,id=m1,size=2048M"),
+    *("-numa", "node,nodeid=0,cpus=0-3,memdev=m0", "-numa", "node,nodeid=1,cpus=4-7,memdev=m1"),
+    *("-numa", "dist,src=0,dst=1,val=21"),
+)
+# noinit_itable: no work in the background on a disk that is thrown away.
+CMDLINE = (
+    "root=/dev/nvme0n1 rw rootflags=noinit_itable init=/lab-init console=ttyS0 quiet panic=-1 tsc=reliable "
+    "mitigations=off"
+)
+
+
+class RoundError(Exception):
+    """The node did not get to the end of its round; the message says how far it got."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """How a round ended. `files` holds what the node left in /lab/results."""
+
+    rc: int
+    files: Path
+    took_s: float
+
+
+def run(
+    command: str, *, cache: Path, files: Path, timeout_s: float = ROUND_S, tell: Callable[[str], None] = print
+) -> Round:
+    """Boot a node, run the shell command `command` there, and unpack its results into `files`.
+
+    `tell` gets each line of the console as it comes. Raises RoundError when the node died, and ImageError or BuildError
+    when there is nothing to boot.
+    """
+    started = time.monotonic()
+    images = image.ensure(cache)
+    guest = build.ensure(cache)
+    with tempfile.TemporaryDirectory(prefix="chv-lab-", dir="/tmp") as name:
+        work = Path(name)
+        _write_input(work / "in.ext4", command, guest.directory)
+        results = work / "results.tar"
+        with results.open("wb") as drive:
+            drive.truncate(RESULTS_MIB << 20)
+        _boot(images, work, timeout_s, tell)
+        rc = _unpack(results, files)
+    return Round(rc=rc, files=files, took_s=time.monotonic() - started)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what goes in
+
+
+def programs() -> dict[str, Path]:
+    """Programs of this host that the node gets: those that no package of Debian's has."""
+    found = {"nomad": needs.find_nomad(), "cloud-hypervisor": needs.find_cloud_hypervisor()}
+    return {name: path for name, path in found.items() if path is not None and os.access(path, os.X_OK)}
+
+
+def _write_input(drive: Path, command: str, guest: Path) -> None:
+    """The drive with the checkout in `tree`, the test guest in `cache`, programs in `bin`, and the command."""
+    with tempfile.TemporaryDirectory(prefix="chv-lab-", dir="/tmp") as name:
+        top = Path(name)
+        top.chmod(0o755)
+        shutil.copytree(
+            CHECKOUT, top / "tree", symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT, "*.egg-info", "*.pyc")
+        )
+        (top / "cache/guest").mkdir(parents=True)
+        for part in ("key", *build.OUTPUTS):
+            shutil.copy(guest / part, top / "cache/guest" / part)
+        (top / "bin").mkdir()
+        have = programs()
+        for program, path in have.items():
+            shutil.copy(path, top / "bin" / program)
+            (top / "bin" / program).chmod(0o755)
+        environment = {
+            "CHV_LAB": "1",
+            "CHV_CACHE": "/lab/checkout/cache",
+            "CHV_TEST_REQUIRE": ",".join(["root", "qemu", "cgroup", "cgroup2", "kvm", *sorted(have)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        lines = [f"export {key}={shlex.quote(value)}\n" for key, value in environment.items()]
+        (top / "command").write_text("".join(lines) + command + "\n")
+        used = sum(path.stat().st_size for path in top.rglob("*") if path.is_file())
+        image.make_file_system(drive, top, size_mib=64 + used * 5 // 4 // (1 << 20))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the node
+
+
+def _boot(images: image.Images, work: Path, timeout_s: float, tell: Callable[[str], None]) -> None:
+    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+    if user is not None:
+        for path in (work, work / "in.ext4", work / "results.tar"):
+            os.chown(path, user.pw_uid, user.pw_gid)
+    with contextlib.ExitStack() as stack:
+        # The cache may lie where that user cannot go: what is opened here can be opened again by its descriptor.
+        kernel, root, python = (
+            stack.enter_context(path.open("rb")).fileno() for path in (images.kernel, images.root, images.python)
+        )
+        argv = [
+            "qemu-system-x86_64",
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"),
+            *TOPOLOGY,
+            *("-kernel", f"/proc/self/fd/{kernel}", "-append", CMDLINE),
+            *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+            *("-device", "virtio-rng-pci"),
+            *_drive("root", f"/proc/self/fd/{root}", "snapshot=on,cache=unsafe"),
+            *_drive("in", str(work / "in.ext4"), "readonly=on"),
+            *_drive("python", f"/proc/self/fd/{python}", "readonly=on"),
+            *_drive("results", str(work / "results.tar"), "cache=unsafe"),
+        ]
+        process = stack.enter_context(
+            subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(kernel, root, python),
+                user=user and user.pw_uid,
+                group=user and user.pw_gid,
+                extra_groups=user and [],
+                cwd=work,
+                env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": str(work), "LC_ALL": "C"},
+            )
+        )
+        ended = _follow(process, timeout_s, tell)
+    if not ended:
+        raise RoundError(f"the node had not switched off after {timeout_s:g} s")
+    if process.returncode != 0:
+        raise RoundError(f"the node's QEMU ended with {process.returncode}")
+
+
+def _drive(serial: str, path: str, options: str) -> Iterator[str]:
+    yield from ("-drive", f"if=none,id={serial},format=raw,file={path},{options}")
+    yield from ("-device", f"nvme,drive={serial},serial={serial}")
+
+
+def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable[[str], None]) -> bool:
+    """Tell the console and QEMU's own words until the process ends. False when it had to be killed."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    def tell_errors() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            # TCG says for every CPU that it was told to announce what it does not have.
+            if b"TCG doesn't support requested feature" not in line:
+                tell(f"qemu: {line.decode(errors='replace').rstrip()}")
+
+    timer = threading.Timer(timeout_s, kill)
+    errors = threading.Thread(target=tell_errors)
+    timer.start()
+    errors.start()
+    try:
+        for line in process.stdout:
+            tell(line.decode(errors="replace").rstrip("\r\n"))
+        process.wait()
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        timer.cancel()
+        errors.join()
+    return not late.is_set()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what comes out
+
+
+def _unpack(archive: Path, files: Path) -> int:
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            tar.extractall(files, filter="data")
+        return int((files / "rc").read_text())
+    except (tarfile.TarError, OSError, ValueError) as exc:
+        raise RoundError(f"the node left no results: {exc}") from exc
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="run a command in the lab node; without one, just boot it")
+    parser.add_argument("--results", type=Path, help="keep what the node leaves in /lab/results here")
+    parser.add_argument("--timeout", type=float, default=ROUND_S, metavar="SECONDS")
+    parser.add_argument("command", nargs="?", default="true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        files = args.results or Path(scratch)
+        try:
+            done = run(
+                args.command,
+                cache=machine_setup.cache_dir(),
+                files=files,
+                timeout_s=args.timeout,
+                tell=lambda line: print(line, flush=True),
+            )
+        except (RoundError, image.ImageError, build.BuildError) as exc:
+            sys.exit(f"lab: {exc}")
+    print(f"lab: exit code {done.rc} after {done.took_s:.1f} s", file=sys.stderr)
+    sys.exit(done.rc)
+
+
+if __name__ == "__main__":
+    main()

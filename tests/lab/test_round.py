@@ -1,0 +1,59 @@
+"""Boots the lab node once and has it run all other tests of this tier. Each of them is a subtest here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.lab import node
+
+ROUND_S = 900.0
+COMMAND = "python3 -m pytest tests/lab -o timeout=300 -o cache_dir=/tmp/pytest --junitxml=/lab/results/junit.xml -v"
+FAILED_TESTS = 1  # pytest's exit code when it ran to its end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    """One test in the node, as the file that it wrote tells it."""
+
+    name: str
+    outcome: Literal["passed", "skipped", "failed"]
+    text: str = ""
+
+
+def outcomes(junit: Path) -> Iterator[Inner]:
+    for case in ET.parse(junit).getroot().iter("testcase"):
+        name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
+        bad = [part for kind in ("failure", "error") for part in case.iter(kind)]
+        skipped = case.find("skipped")
+        if bad:
+            yield Inner(name=name, outcome="failed", text="\n".join(part.text or "" for part in bad))
+        elif skipped is not None:
+            yield Inner(name=name, outcome="skipped", text=skipped.get("message", ""))
+        else:
+            yield Inner(name=name, outcome="passed")
+
+
+@pytest.mark.timeout(ROUND_S + 300)
+def test_what_only_the_node_can_show(
+    tmp_path: Path, cache: Path, subtests: pytest.Subtests, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The console is captured: it is shown when the test fails.
+    done = node.run(COMMAND, cache=cache, files=tmp_path, timeout_s=ROUND_S)
+    assert done.rc in {0, FAILED_TESTS}, f"pytest in the node ended with {done.rc}"
+    found = list(outcomes(tmp_path / "junit.xml"))
+    assert found, "the node ran no test"
+    with capsys.disabled():
+        print(f"\nlab node, {done.took_s:.0f} s:")
+        for inner in found:
+            print(f"  {inner.outcome:7} {inner.name} {inner.text if inner.outcome == 'skipped' else ''}".rstrip())
+    for inner in found:
+        with subtests.test(inner.name):
+            if inner.outcome == "failed":
+                pytest.fail(inner.text, pytrace=False)
+            if inner.outcome == "skipped":
+                pytest.skip(inner.text)
+    assert (done.rc == FAILED_TESTS) == any(inner.outcome == "failed" for inner in found)
