@@ -27,7 +27,7 @@ def main() -> int:
 
         return cli.main(sys.argv[1:])
     if name == CORES_DEVICE:
-        sys.exit(f"the device plugin {CORES_DEVICE} is not built yet: remove it from plugin_dir")
+        return serve_cores_device()
     return serve_driver()
 
 
@@ -51,3 +51,25 @@ def serve_driver() -> NoReturn:
         driver_pb2_grpc.add_DriverServicer_to_server(driver, server)
 
     run(streams, NOMAD, register, name=DRIVER)
+
+
+def serve_cores_device() -> NoReturn:
+    """Be the device plugin until the agent wants no more."""
+    from driver.goplugin import process
+
+    streams = process.prepare()
+
+    # As above: only now.
+    from driver._pb import base_pb2, base_pb2_grpc, device_pb2_grpc
+    from driver.cores_device import CoresDevice
+    from driver.device_schema import device_spec
+    from driver.goplugin.serve import run
+    from driver.plugin import BasePlugin
+
+    def register(server: object) -> None:
+        device = CoresDevice()
+        base = BasePlugin(name=CORES_DEVICE, spec=device_spec(), configure=device.configure, kind=base_pb2.DEVICE)
+        base_pb2_grpc.add_BasePluginServicer_to_server(base, server)
+        device_pb2_grpc.add_DevicePluginServicer_to_server(device, server)
+
+    run(streams, NOMAD, register, name=CORES_DEVICE)

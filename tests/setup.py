@@ -52,6 +52,8 @@ def set_up_venv() -> None:
     _link_programs(packages)
     for where in (VENV / "bin/chv", LOCAL / "plugins/chv"):
         write_executable(where, python=VENV / "bin/python")
+    with contextlib.suppress(FileExistsError):
+        (LOCAL / "plugins/chv-cores").symlink_to("chv")
     stamp.write_text(made_for)
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from driver.devhost.errors import JobFileError
 from driver.devhost.events import ExitResult
+from driver.devhost.jobfile import read_job
 from tests.integration.nodes import READY, Node, kinds, shown, told, until, until_says
 
 JOBS = Path(__file__).parents[2] / "nomad-jobs"
@@ -53,6 +55,7 @@ ENDS = {
     ),
 }
 RUNS = {"service", "http"}
+NEED_AN_AGENT = {"tokens": "block device in resources: not supported by chv dev"}
 
 
 def job_file(name: str) -> Path:
@@ -65,7 +68,15 @@ def console_lines(text: str) -> list[str]:
 
 
 def test_every_job_of_the_directory_is_tested_here() -> None:
-    assert {path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")} == ENDS.keys() | RUNS
+    assert {
+        path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")
+    } == ENDS.keys() | RUNS | NEED_AN_AGENT.keys()
+
+
+@pytest.mark.parametrize("name", sorted(NEED_AN_AGENT))
+def test_a_job_for_which_only_an_agent_will_do_is_refused_in_words(name: str) -> None:
+    with pytest.raises(JobFileError, match=NEED_AN_AGENT[name]):
+        read_job(job_file(name))
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))

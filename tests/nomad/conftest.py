@@ -19,7 +19,8 @@ def make_agent(guest: build.Guest, plugin_dir: Path, *, dev: bool) -> Agent:
     # A plugin_dir of its own, so that each agent's plugin process is known by its command line.
     plugins = base / "plugins"
     plugins.mkdir()
-    (plugins / "chv").symlink_to(plugin_dir / "chv")
+    for name in ("chv", "chv-cores"):
+        (plugins / name).symlink_to(plugin_dir / "chv")
     return Agent(
         binary=str(nomad), paths=AgentPaths(base=base), plugin_dir=plugins, guest_dir=guest.kernel.parent, dev=dev
     )

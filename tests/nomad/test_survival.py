@@ -42,7 +42,7 @@ def cmdline(pid: int) -> str:
 
 
 def plugin_pid(agent: Agent) -> int:
-    pids = [pid for pid in processes(rf"{re.escape(str(agent.plugin_dir))}/chv") if "logmon" not in cmdline(pid)]
+    pids = [pid for pid in processes(rf"{re.escape(str(agent.plugin_dir))}/chv(?!-)") if "logmon" not in cmdline(pid)]
     assert len(pids) == 1, [cmdline(pid) for pid in pids]
     return pids[0]
 
