@@ -17,8 +17,9 @@ from driver.offload import Offload
 from driver.partitions import find as find_partitions
 from driver.partitions import nomad_cpus, reserved_cpus, watch_paths
 from vmlib import cgroup, credentials
+from vmlib.cores.ledger import read_entries
 from vmlib.cores.plan import Policy
-from vmlib.cores.service import Cores, CoreSettings
+from vmlib.cores.service import Cores, CoreSettings, Notice
 from vmlib.cores.topology import Topology
 from vmlib.errors import HostError
 from vmlib.hypervisor.base import Hypervisor
@@ -125,13 +126,20 @@ class Node:
         return self.machines().cores
 
     def core_settings(self) -> CoreSettings:
-        return CoreSettings(policy=self._policy, reserved=lambda: reserved_cpus(find_partitions()))
+        return CoreSettings(
+            policy=self._policy,
+            reserved=lambda: reserved_cpus(find_partitions()),
+            rules=self.owner == "nomad",
+        )
 
     def _policy(self, topology: Topology) -> Policy:
         return core_policy(self.config, topology, usable=self.nomad.usable, withheld=self.nomad.withheld)
 
-    def watched(self) -> list[Path]:
+    async def watched(self) -> list[Path]:
         """Files whose change may take a machine off its cores."""
+        return await self.offload("cores", self._watched)
+
+    def _watched(self) -> list[Path]:
         groups = cgroup.read_layout()
         ours = [] if groups.cpuset is None else sorted(groups.cpuset.parent.glob("chv*/*/vmm/cpuset.cpus"))
         return [*watch_paths(find_partitions()), *ours]
@@ -141,6 +149,13 @@ class Node:
         if self._offers is None:
             self._offers = probe_offers(hypervisor_settings(self.config))
         return choose(spec, self._offers)
+
+    def note(self, notice: Notice) -> None:
+        """Have the keeper of a machine tell it, for whoever serves that machine."""
+        entry = next((one for one in read_entries(self.layout.ledger) if one.id == notice.machine_id), None)
+        machine = None if entry is None else self.machines().find(entry.name)
+        if machine is not None and machine.id == notice.machine_id:
+            machine.note(notice.kind, notice.text)
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
@@ -173,9 +188,17 @@ class Node:
 
     def _core_facts(self) -> tuple[CoreFacts, tuple[str, ...]]:
         """Looks at the cores, and tells the device plugin and the command line what they need of it."""
+        try:
+            return self._look_at_cores()
+        except (OSError, ValueError, HostError) as exc:  # the node has more to say than that
+            log.warning("cores cannot be looked at: %s", exc)
+            return CoreFacts(), (f"cores: {exc}",)
+
+    def _look_at_cores(self) -> tuple[CoreFacts, tuple[str, ...]]:
         machines = self.machines()
-        host, entries = machines.cores.host(), machines.cores.entries()
-        publish(self.layout.cores, host, mhz=self.nomad.mhz)
+        host, entries = machines.cores.host(), read_entries(self.layout.ledger)
+        if self.owner == "nomad" or not self.layout.cores.exists():
+            publish(self.layout.cores, host, mhz=self.nomad.mhz)
         state = machines.cores.partition()
         groups = cgroup.read_layout()
         warnings = core_warnings(

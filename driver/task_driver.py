@@ -30,7 +30,7 @@ from driver.stats import Sample, host_mhz, mhz_of, sample, usage
 from driver.store import Store, Task
 from driver.watch import CoresWatch
 from vmlib.cores.service import Notice
-from vmlib.errors import HostError, SpecError
+from vmlib.errors import HostError, SpecError, VmError
 from vmlib.ladder import ladder
 from vmlib.process import load_identity
 from vmlib.running import Machine
@@ -56,6 +56,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         self.store = Store(self.events, self.offload, on_event=self._on_keeper_event)
         self.watch = CoresWatch(self._look_at_cores, self._tell_notice, self.node.watched)
         self._starting: dict[str, asyncio.Task[Task]] = {}
+        self._notes: set[asyncio.Future[None]] = set()
         self._parent = os.getppid()
         self._host_fd: int | None = None
         self._farewell: asyncio.Task[None] | None = None
@@ -139,6 +140,10 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         task = self.store.get(notice.machine_id)
         if task is not None:
             self.store.tell(task, notice.text, kind=notice.kind)
+        else:
+            # Another plugin's, or one that the agent has not told us of yet: its keeper tells whoever asks.
+            self._notes.add(note := asyncio.ensure_future(self.offload("keep", self.node.note, notice)))
+            note.add_done_callback(self._notes.discard)
         log.info("%s machine=%s", notice.text, notice.machine_id)
 
     def _on_keeper_event(self, kind: str) -> None:
@@ -190,7 +195,11 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             hypervisor=record.hypervisor,
             pid=str(record.vmm_pid),
         )
-        view = await self.offload("keep", machines.cores.view, machine.id, record.vcpus)
+        try:
+            view = await self.offload("keep", machines.cores.view, machine.id, record.vcpus)
+        except (OSError, VmError) as exc:  # it runs: a start that fails now would leave it to nobody
+            log.warning("cores not known machine=%s: %s", machine.id, exc)
+            view = None
         if view is not None:
             pins = dict(enumerate(view.entry.placement.vcpus))
             self.store.tell(
@@ -219,6 +228,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             machine = await self.offload("recover", self.node.machines(handle.layout).recover, handle.name, config.id)
             if self.store.get(config.id) is None:  # a second call may have been faster
                 self.store.add(config, machine)
+                if handle.layout != self.node.layout:  # the operator has changed data_dir since
+                    await self.offload("recover", self.node.cores.adopt, handle.layout.ledger, machine.id)
                 self.watch.wake()
         return pb.RecoverTaskResponse()
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from vmlib.cores.service import Notice
+from vmlib.errors import HostError
 from vmlib.inotify import CLOSE_WRITE, CREATE, DELETE, MODIFY, Inotify
 
 log = logging.getLogger(__name__)
@@ -22,13 +23,13 @@ class CoresWatch:
         self,
         look: Callable[[], Awaitable[Iterable[Notice]]],
         tell: Callable[[Notice], None],
-        paths: Callable[[], Iterable[Path]],
+        paths: Callable[[], Awaitable[Iterable[Path]]],
     ) -> None:
         self._look = look
         self._tell = tell
         self._paths = paths
         self._due = asyncio.Event()
-        self._watched: set[Path] = set()
+        self._complaint = ""
         self._inotify: Inotify | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -49,8 +50,8 @@ class CoresWatch:
             log.warning("cpuset files are not watched, only looked at every %g s: %s", _SLOW_LOOK_S, exc)
         while True:
             self._due.clear()
+            await self._follow()
             try:
-                self._follow(self._paths())
                 for notice in await self._look():
                     self._tell(notice)
             except Exception:  # the top of a background task: a bad look must not end the watch
@@ -66,9 +67,16 @@ class CoresWatch:
         self._inotify.read()  # what it was does not matter: a look sees everything
         self._due.set()
 
-    def _follow(self, paths: Iterable[Path]) -> None:
-        """Watch what is there now; a directory that was made anew has lost its watch."""
+    async def _follow(self) -> None:
+        """Watch what is there now; a directory that was made anew has lost its watch. The slow look does without."""
         if self._inotify is None:
             return
-        for path in paths:
-            self._inotify.watch(path, _EVENTS)
+        complaint = ""
+        try:
+            for path in await self._paths():
+                self._inotify.watch(path, _EVENTS)
+        except (OSError, HostError) as exc:
+            complaint = f"{exc}"
+        if complaint and complaint != self._complaint:
+            log.warning("cpuset files are not all watched, only looked at every %g s: %s", _SLOW_LOOK_S, complaint)
+        self._complaint = complaint

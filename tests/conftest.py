@@ -1,5 +1,7 @@
-"""What every tier shares: needs and tiers, golden files, the test guest, and a `chv` that runs this checkout."""
+"""What every tier shares: needs and tiers, coroutines as tests, golden files, the test guest, this checkout's `chv`."""
 
+import asyncio
+import inspect
 import shutil
 import sys
 import tempfile
@@ -13,6 +15,7 @@ from tests import setup as machine_setup
 from tests.guest import build
 
 TESTS = Path(__file__).parent
+_TEST_S = 180.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,6 +60,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _tiers_not_run() -> dict[str, str]:
     reasons = {tier: next(filter(None, map(needs.lacking, names)), "") for tier, names in needs.TIERS.items()}
     return {tier: reason for tier, reason in reasons.items() if reason}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is a coroutine has a loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), _TEST_S))
+    return True
 
 
 @pytest.hookimpl(trylast=True)

@@ -243,8 +243,8 @@ def _make(path: Path) -> None:
 def _pass_on(groups: MachineGroups) -> None:
     """On v2 a group's files are there when every group above it passes the controller on."""
     wanted: dict[Path, list[str]] = {}
-    for name in _CONTROLLERS:
-        leaf = getattr(groups, name)
+    # The keeper's group may lie below another topmost one.
+    for name, leaf in (*((name, getattr(groups, name)) for name in _CONTROLLERS), ("cpuset", groups.keeper_cpuset)):
         if leaf is not None and cpuset.is_v2(leaf):
             wanted.setdefault(leaf, []).append(name)
     for leaf, names in wanted.items():

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Unit = Literal["s", "bytes", "share", "cores"]
+Unit = Literal["s", "bytes", "share", "cores", "1/s"]
 
 
 class LeftOutError(Exception):

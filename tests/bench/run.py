@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests import needs
 from tests import setup as machine_setup
-from tests.bench import cold_start, executor, exits, full_node, measure, placement, recover, start, submit
+from tests.bench import cold_start, executor, exits, full_node, measure, migrations, placement, recover, start, submit
 from tests.bench.measure import Line, Settings
 from tests.guest import build
 
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Line]]] = {
     "memory": executor.run,
     "submit": submit.run,
     "placement": placement.run,
+    "migrations": migrations.run,
 }
 
 

@@ -1,8 +1,6 @@
-"""What integration tests share: tests that are coroutines, the check that nothing is left behind, and nodes."""
+"""What integration tests share: the check that nothing is left behind, and nodes."""
 
-import asyncio
 import contextlib
-import inspect
 import os
 import tempfile
 import threading
@@ -18,19 +16,7 @@ from tests.guest.build import Guest
 from tests.integration.machines import Host, host_for
 from tests.integration.nodes import NOTHING, Node
 
-_TEST_S = 180.0
 _FAILED = pytest.StashKey[bool]()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """A test that is a coroutine has a loop of its own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
-    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), _TEST_S))
-    return True
 
 
 @pytest.hookimpl(wrapper=True)

@@ -40,6 +40,7 @@ class Node:
     chv: Path
     hypervisor: str = "qemu"
     block: str = ""  # more of the plugin block
+    client_block: str = ""  # more of the client block
     env: dict[str, str] = field(default_factory=dict)  # more of the plugin's environment
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -79,6 +80,7 @@ client {{
   meta {{
     chv_guest = "{self.guest}"
   }}
+  {self.client_block}
 }}
 plugin "chv" {{
   config {{

@@ -1,7 +1,7 @@
 """Inside the node: machines on nested KVM, and a Nomad agent. Outside only the test that runs a round is collected."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from tests.integration.machines import UIDS, Host, host_for
 from tests.nomad.agent import Agent
 from tests.nomad.conftest import lifetime, make_agent
 from vmlib import probe
+from vmlib.cores.plan import Policy
+from vmlib.cores.service import CoreSettings
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.select import attach
 from vmlib.machine import HostSettings, Machines
@@ -30,9 +32,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 class KvmHost(Host):
     """A host whose machines run on QEMU with KVM. TCG inside TCG takes a minute to bring up a guest."""
 
+    policy: Policy = field(default_factory=Policy)
+
     @property
     def machines(self) -> Machines:
-        settings = HostSettings(layout=self.layout, vm_uids=UIDS["qemu"])
+        cores = CoreSettings(policy=lambda _: self.policy, reserved=frozenset)
+        settings = HostSettings(layout=self.layout, vm_uids=UIDS["qemu"], cores=cores)
         hypervisor = Qemu(binary=probe.qemu_program("qemu-system-x86_64").path, accel="kvm")
         return Machines(settings, lambda _: (hypervisor, "by the test"), attach)
 

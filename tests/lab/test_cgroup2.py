@@ -5,6 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,21 @@ def test_machines_run_in_a_partition_and_leave_it_standing(top: Path) -> None:
             cgroup.remove(path)
     assert cpuset.read_partition(top) == "root"
     assert not (top / "k").exists()
+
+
+def test_a_keeper_has_its_cpus_outside_of_the_partition(top: Path) -> None:
+    cpuset.set_partition(top, cpus(4, 5, 6, 7), "root")
+    layout, key = cgroup.read_layout(), f"test-{secrets.token_hex(6)}"
+    inside, outside = (cgroup.paths_for(layout, key, top=name) for name in ("chv-test", "chv-elsewhere"))
+    groups = replace(inside, keeper=outside.keeper, keeper_cpuset=outside.keeper_cpuset)
+    try:
+        cgroup.prepare(groups, limits=Limits(), cpus=cpus(4), keeper_cpus=cpus(0, 1))
+        assert cpuset.read_cpus(groups.vmm[0])[1] == cpus(4)
+        assert cpuset.read_cpus(groups.keeper[0])[1] == cpus(0, 1)
+    finally:
+        for path in (*groups.vmm, *groups.keeper):
+            cgroup.remove(path)
+    assert not (ROOT / "chv-elsewhere.slice").exists()
 
 
 def test_a_partition_that_somebody_made_invalid_is_seen_and_mended(top: Path) -> None:

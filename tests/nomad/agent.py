@@ -205,7 +205,8 @@ class Agent:
         return False
 
     def log_tail(self, lines: int = 40) -> str:
-        return "\n".join(self.paths.log.read_text(errors="replace").splitlines()[-lines:])
+        every = self.paths.log.read_text(errors="replace").splitlines()
+        return "\n".join([line for line in every if "http: request complete" not in line][-lines:])
 
     def stop(self) -> None:
         """End the agent as its service manager would. Its tasks go on unless it is a dev agent."""

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from tests.guest import build
 from tests.nomad.agent import Agent
 from tests.nomad.conftest import lifetime, make_agent
 from tests.nomad.test_survival import plugin_pid
+from vmlib import cgroup, cpuset
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) != 2, reason="made for a node of two CPUs")
+
+REPAIR_S = 5.0  # the promise
 
 # A service, so that Nomad does not wait for its end; it runs until it is stopped.
 JOB = """
@@ -205,6 +209,22 @@ def test_a_machine_without_words_is_refused_when_no_whole_core_can_be_had(clean:
     words = Job(agent, "two", resources="cpu = 100").failed()
     assert "1 core wanted" in words
     assert one.alloc in words
+
+
+def test_a_cpuset_that_somebody_rewrote_is_set_right_within_seconds_and_said(clean: Agent) -> None:
+    agent = clean
+    job = Job(agent, "one", resources="cores = 1").running()
+    facts = job.inspect()
+    (core,) = (allowed(facts["pid"], vcpu["tid"]) for vcpu in facts["vcpus"])
+    group = cgroup.paths_for(cgroup.read_layout(), job.run_dir().name).cpuset
+    assert group is not None
+    cpuset.write_cpus(group, {1 - int(core)})
+    deadline = time.monotonic() + REPAIR_S
+    while allowed(facts["pid"], facts["vcpus"][0]["tid"]) != core:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert f"group on {1 - int(core)}, expected 0-1" in job.event("cores repaired: ")
+    assert job.inspect()["repairs"] == 1
 
 
 # -- dedicated cores -------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The ledger: never one CPU for two, and no content of its file stops anybody."""
 
+import errno
 import itertools
 import json
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from vmlib.cores.ledger import Book, Ledger, LedgerConflictError, read_entries, reconcile
 from vmlib.cores.words import Entry, Placement
+from vmlib.errors import HostError
 
 BOOT = "boot-1"
 
@@ -364,3 +366,20 @@ def test_whatever_is_found_no_cpu_has_two_owners_and_no_living_machine_is_lost(d
     assert len(owned) == len(set(owned))
     assert set(book.entries) == living & (set(before) | {one.id for one in found})
     assert all(book.entries[id_] == one for id_, one in before.items() if id_ in living)
+
+
+def test_a_file_that_cannot_be_read_right_now_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = written(tmp_path, entry("a", 0))
+    good = ledger.path.read_bytes()
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(HostError, match="too many open files"), ledger.open():
+            pass
+    assert ledger.path.read_bytes() == good
+    assert list(ledger.path.parent.glob("*.corrupt-*")) == []

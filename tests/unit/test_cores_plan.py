@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmlib.cores.plan import Host, Policy, confinements, decide, describe, held, housekeeping, level_now, rearrange
+from vmlib.cores.plan import (
+    Host,
+    Policy,
+    confinements,
+    decide,
+    describe,
+    held,
+    housekeeping,
+    level_now,
+    level_words,
+    rearrange,
+)
 from vmlib.cores.topology import Core, NumaNode, Topology
 from vmlib.cores.words import Entry, Placement
 from vmlib.errors import HostError, NoCapacityError, SpecError, VmError
@@ -163,7 +174,94 @@ def test_what_nomad_reserves_for_others_makes_machines_yield_later() -> None:
     assert rearrange(now, [moved if one.id == "b" else one for one in entries]) == ()
 
 
+def without(host: Host, *cpus: int) -> Host:
+    """The host after these CPUs went offline."""
+    left = host.topology.online - set(cpus)
+    cores = (replace(core, cpus=tuple(cpu for cpu in core.cpus if cpu in left)) for core in host.topology.cores)
+    online = replace(host.topology, online=left, cores=tuple(core for core in cores if core.cpus))
+    return replace(host, topology=online)
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("expose", [False, True])
+@pytest.mark.parametrize("smt_off", [False, True])
+def test_whatever_its_wishes_a_machine_that_yields_keeps_nobody_else_from_anything(
+    isolate: bool, expose: bool, smt_off: bool
+) -> None:
+    host = Host(topology=topology(6, threads=2, nodes=2))
+    wanted = CoresSpec(exclusive=True, isolate_emulator=isolate, expose=expose)
+    entries = start("mhz", wanted, 2, host, [])
+    before = where(entries, "mhz")
+    taken = before.cpus[0]
+    host = replace(host, reserved=frozenset({taken}))
+    if smt_off:
+        host = without(host, *(core.cpus[1] for core in host.topology.cores))
+    (moved,) = rearrange(host, entries)
+    assert moved.yielded.startswith(f"the scheduler reserved CPU {taken}")
+    if moved.placement.vcpus:
+        assert len(moved.placement.vcpus) == 2
+        assert not set(moved.placement.cpus) & {taken}
+        assert bool(moved.placement.emulator) == isolate
+        assert moved.placement.expose == expose
+    assert bool(moved.placement.vcpus) == (not (smt_off and expose))
+    start("cores", CoresSpec(exclusive=True, given=frozenset({taken})), 1, host, entries)
+
+
+def test_a_machine_whose_cpu_goes_offline_moves_or_loses_its_level_until_it_is_back() -> None:
+    host = Host(topology=topology(4))
+    entries = start(
+        "mhz", EXCLUSIVE, 1, host, start("given", CoresSpec(exclusive=True, given=frozenset({1})), 1, host, [])
+    )
+    assert where(entries, "mhz").cpus == (0,)
+    (moved,) = rearrange(without(host, 0), entries)
+    assert moved.yielded == "CPU 0 went offline, moved to 2"
+
+    gone = without(host, 1)
+    assert rearrange(gone, entries) == ()
+    given = entries[0]
+    assert level_now(given, gone, entries) == "shared"
+    assert level_words(given, gone, entries) == "cores: level shared now: CPU 1 went offline"
+    everything = confinements(gone, entries)["given"]
+    assert everything.cpus == everything.emulator == everything.vcpus[0] == {2, 3}
+    assert level_words(given, host, entries) == "cores: level node again"
+
+
 # -- dedicated -------------------------------------------------------------------------------------------------------
+
+
+def test_cores_that_are_dedicated_no_more_are_like_any_others() -> None:
+    entries = start("web", EXCLUSIVE, 1, DEDICATED, [])
+    (web,) = entries
+    now = Host(topology=LAB)
+    assert level_now(web, now, entries) == "driver"
+    assert "is dedicated no more" in level_words(web, now, entries)
+    assert rearrange(now, entries) == ()
+    (moved,) = rearrange(replace(now, reserved=frozenset(web.placement.cpus)), entries)
+    assert moved.yielded.startswith("the scheduler reserved CPU")
+    assert moved.placement.source == "pool"
+
+
+def test_a_core_that_comes_free_helps_only_who_then_has_enough() -> None:
+    host = Host(topology=topology(4))
+    leaving = [replace(one, draining=True) for one in start("a", EXCLUSIVE, 2, host, [])]
+    with pytest.raises(NoCapacityError):
+        decide(EXCLUSIVE, 3, host, leaving)
+    with pytest.raises(HostError) as caught:
+        decide(EXCLUSIVE, 5, host, leaving)
+    assert not isinstance(caught.value, NoCapacityError)
+
+
+def test_nothing_floats_where_every_cpu_is_dedicated() -> None:
+    host = Host(topology=TWO, policy=Policy(usable=frozenset(), dedicated=frozenset({0, 1}), dedicated_only=True))
+    with pytest.raises(HostError, match="no CPU that is not dedicated"):
+        decide(CoresSpec(), 1, host, [])
+
+
+def test_dedicated_cores_that_are_shared_out_all_the_same_are_named() -> None:
+    host = Host(topology=TWO, policy=Policy(usable=frozenset({0, 1}), dedicated=frozenset({1}), dedicated_only=True))
+    with pytest.raises(HostError, match="1 core of dedicated 1, of which the scheduler still shares out 1, wanted"):
+        decide(EXCLUSIVE, 1, host, [])
+
 
 DEDICATED = Host(
     topology=LAB,

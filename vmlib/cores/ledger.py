@@ -1,6 +1,7 @@
 """Who holds which CPU: one file for plugin, `dev` and `run`, under one lock, and its way back after any crash."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import time
@@ -17,6 +18,8 @@ from vmlib.errors import HostError
 from vmlib.files import locked, write_atomic
 
 VERSION = 1
+_BROKEN = {errno.EIO, errno.EISDIR, errno.ELOOP, errno.EUCLEAN}
+_KEPT_ASIDE = 4
 
 
 class LedgerConflictError(HostError):
@@ -113,8 +116,8 @@ class Ledger:
     def open(self) -> Iterator[Book]:
         """Wait for the lock, read, and save at the end; an exception inside leaves the file as it was.
 
-        A file that cannot be used is moved aside and the book begins empty, to be filled by `reconcile`. Not for use
-        inside itself: the second would wait for the first.
+        A file whose content cannot be used is moved aside and the book begins empty, to be filled by `reconcile`. Not
+        for use inside itself: the second would wait for the first. Raises HostError when the file cannot be read now.
         """
         for directory in {self.path.parent, self.lock.parent}:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,6 +133,8 @@ class Ledger:
             return Book(self.path, ())
         except OSError as exc:
             reason = (exc.strerror or str(exc)).lower()
+            if exc.errno not in _BROKEN:  # too many open files, no memory: the file itself may be as good as ever
+                raise HostError(f"ledger {self.path}: {reason}") from exc
         except _UnreadableError as exc:
             reason = str(exc)
         except LedgerConflictError as exc:
@@ -159,8 +164,9 @@ def reconcile(
     """Bring the book in line with what lives, and say what was changed.
 
     `lives`: the VMM or the keeper runs, or the cgroup is not empty. What the book says of a machine that lives is
-    right. One that lives and is missing is put in from `all_known`, the earlier start first, then by id, in whatever
-    order they are given; it loses its cores, not its entry, if one of them belongs to another by then.
+    right. One that lives and is missing is put in from `all_known`: those to whom the scheduler itself gave their
+    cores, then the earlier start, then by id, in whatever order they are given. It loses its cores, not its entry, if
+    one of them belongs to another by then.
     """
     said = []
     for entry in tuple(book.entries.values()):
@@ -168,7 +174,7 @@ def reconcile(
         if why:
             book.drop(entry.id)
             said.append(f"{_who(entry)} is {why}{_holding(entry, ', free again: ')}")
-    for entry in sorted(all_known, key=lambda entry: (started_at(entry), entry.id)):
+    for entry in sorted(all_known, key=lambda entry: (entry.placement.source != "given", started_at(entry), entry.id)):
         if entry.id in book.entries or entry.boot_id != boot_id or not lives(entry):
             continue
         try:
@@ -210,6 +216,11 @@ def _quarantine(path: Path) -> str:
         path.rename(aside)
     except OSError:
         return str(path)
+    # Named by time: the newest are what somebody may still want to see.
+    others = sorted(set(path.parent.glob(f"{path.name}.corrupt-*")) - {aside})
+    for old in others[: 1 - _KEPT_ASIDE]:
+        with contextlib.suppress(OSError):
+            old.unlink()
     return str(aside)
 
 

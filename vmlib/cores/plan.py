@@ -12,7 +12,6 @@ from vmlib.cores.words import Confinement, Entry, Level, Placement, Source
 from vmlib.errors import HostError, NoCapacityError, SpecError, VmError
 from vmlib.spec import CoresSpec
 
-_MOVED = "the scheduler reserved CPU {taken}, moved to {now}"
 _FLOATS = "{why}, vCPUs float over housekeeping"
 
 
@@ -117,6 +116,10 @@ def decide(wanted: CoresSpec, vcpus: int, host: Host, entries: Sequence[Entry]) 
 
 def _floating(host: Host, entries: Sequence[Entry]) -> Decision:
     """A machine without cores of its own needs a CPU that nobody has alone."""
+    if not (host.shared_out or host.policy.housekeeping & host.topology.online):
+        raise HostError(
+            'placement = "shared": this node has no CPU that is not dedicated, name some in cores.housekeeping'
+        )
     placement = Placement()
     newcomer = Entry(id="", name="", owner="", boot_id="", run_dir="", placement=placement)
     return Decision(placement=placement, moved=_make_room(host, [*entries, newcomer]))
@@ -142,7 +145,7 @@ def _given(wanted: CoresSpec, vcpus: int, host: Host, entries: Sequence[Entry]) 
     now_reserved = replace(host, reserved=host.reserved | wanted.given)
     moved: list[Entry] = []
     for entry in holders:
-        moved.append(_yielded(entry, now_reserved, [*left, *moved], wanted.given))
+        moved.append(_yielded(entry, now_reserved, [*left, *moved], _reserved_words(entry, wanted.given)))
     return Decision(placement=placement, moved=tuple(moved))
 
 
@@ -155,7 +158,9 @@ def _dedicated(
         units = UnitMap(everywhere, host.distances).allocate(free, request)
     except NoFitError as exc:
         what = f"{_cores(request.count)} of dedicated {format_cpus(host.policy.dedicated)}"
-        raise _exhausted(what, exc, entries, host.dedicated, request) from exc
+        if both := host.policy.dedicated & (host.policy.usable or frozenset()):
+            what += f", of which the scheduler still shares out {format_cpus(both)},"
+        raise _exhausted(what, exc, entries, host, host.dedicated, request) from exc
     return _placement(units, source, wanted, vcpus, host)
 
 
@@ -172,7 +177,7 @@ def _from_pool(request: Request, wanted: CoresSpec, vcpus: int, host: Host, entr
                 message=f"{_cores(len(units) - 1)} free beside the last one, which stays for housekeeping",
             )
     except NoFitError as exc:
-        raise _exhausted(_cores(request.count), exc, entries, host.shared_out, request) from exc
+        raise _exhausted(_cores(request.count), exc, entries, host, host.shared_out, request) from exc
     return _placement(chosen, "pool", wanted, vcpus, host)
 
 
@@ -196,6 +201,7 @@ def _placement(units: Sequence[Unit], source: Source, wanted: CoresSpec, vcpus: 
         cpus=cpus,
         emulator=emulator,
         nodes=tuple(sorted({unit.node for unit in units})) if len(host.topology.nodes) > 1 else (),
+        expose=wanted.expose,
     )
 
 
@@ -209,39 +215,54 @@ def _level(source: Source, cpus: Iterable[int], host: Host) -> Level:
 
 
 def rearrange(host: Host, entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """The entries that have to change because of what the scheduler has reserved meanwhile."""
+    """The entries that have to change because of what the scheduler has reserved meanwhile, and of CPUs that went."""
     changed: dict[str, Entry] = {}
-    given = frozenset(c for entry in entries if entry.placement.source == "given" for c in entry.placement.cpus)
     for entry in entries:
-        overlap = host.reserved & set(entry.placement.cpus)
-        if entry.placement.source == "pool" and overlap - given:
-            others = [changed.get(other.id, other) for other in entries if other.id != entry.id]
-            changed[entry.id] = _yielded(entry, host, others, overlap)
+        if _source_now(entry.placement, host) != "pool":
+            continue
+        if overlap := host.reserved & set(entry.placement.cpus):
+            why = _reserved_words(entry, overlap)
+        elif gone := _offline(entry.placement, host):
+            why = f"CPU {format_cpus(gone)} went offline"
+        else:
+            continue
+        others = [changed.get(other.id, other) for other in entries if other.id != entry.id]
+        changed[entry.id] = _yielded(entry, host, others, why)
     for entry in _make_room(host, [changed.get(entry.id, entry) for entry in entries]):
         changed[entry.id] = entry
     return tuple(changed.values())
 
 
-def _yielded(entry: Entry, host: Host, others: Sequence[Entry], taken: frozenset[int]) -> Entry:
-    """The entry on other cores, or without any."""
+def _source_now(placement: Placement, host: Host) -> Source:
+    """Where its cores come from today: those that are dedicated no more are only the pool's."""
+    if placement.source in ("dedicated", "tokens") and set(placement.cpus) - host.policy.dedicated:
+        return "pool"
+    return placement.source
+
+
+def _offline(placement: Placement, host: Host) -> frozenset[int]:
+    return frozenset(placement.cpus) - host.topology.online
+
+
+def _reserved_words(entry: Entry, taken: frozenset[int]) -> str:
+    return f"the scheduler reserved CPU {format_cpus(taken & set(entry.placement.cpus))}"
+
+
+def _yielded(entry: Entry, host: Host, others: Sequence[Entry], why: str) -> Entry:
+    """The entry on other cores, or without any. Never raises: one machine must not keep all others from their cores."""
     before = entry.placement
-    lost = format_cpus(taken & set(before.cpus))
-    units = host.units(_pool(host, others))
-    count = len(host.units(frozenset(before.cpus))) or len(before.vcpus)
-    per_unit = 2 if len(before.vcpus) > count else 1
-    wanted = CoresSpec(exclusive=True, expose=per_unit == 2, isolate_emulator=bool(before.emulator))
-    request = Request(count=count)
+    wanted = CoresSpec(exclusive=True, expose=before.expose, isolate_emulator=bool(before.emulator))
+    count = -(-len(before.vcpus) // (2 if before.expose else 1)) + (1 if before.emulator else 0)
     try:
-        chosen = _choose(host, units, request)
-    except NoFitError:
-        return _floats(entry, f"the scheduler reserved CPU {lost} and nothing else is free")
+        chosen = _choose(host, host.units(_pool(host, others)), Request(count=count))
+        now = _placement(chosen, "pool", wanted, len(before.vcpus), host)
+    except (NoFitError, SpecError):  # the latter when SMT was switched off meanwhile
+        return _floats(entry, f"{why} and nothing else is free")
     if not housekeeping(host, others) - {cpu for unit in chosen for cpu in unit.cpus}:
-        return _floats(entry, f"the scheduler reserved CPU {lost} and the last core stays for housekeeping")
-    now = _placement(chosen, "pool", wanted, len(before.vcpus), host)
+        return _floats(entry, f"{why} and the last core stays for housekeeping")
     # Its memory stays where it is: moving it would hold the guest up.
     now = replace(now, nodes=tuple(sorted({*now.nodes, *before.nodes})))
-    why = _MOVED.format(taken=lost, now=format_cpus(now.cpus))
-    return replace(entry, placement=now, yielded=why)
+    return replace(entry, placement=now, yielded=f"{why}, moved to {format_cpus(now.cpus)}")
 
 
 def _floats(entry: Entry, why: str) -> Entry:
@@ -273,7 +294,9 @@ def confinements(host: Host, entries: Sequence[Entry]) -> dict[str, Confinement]
     rest = housekeeping(host, entries)
     everywhere = rest or host.shared_out or host.topology.online
     return {
-        entry.id: _confinement(entry.placement, rest, everywhere, within=in_partition(host, entry.placement))
+        entry.id: _confinement(
+            entry.placement, host.topology.online, rest, everywhere, within=in_partition(host, entry.placement)
+        )
         for entry in entries
     }
 
@@ -284,16 +307,25 @@ def in_partition(host: Host, placement: Placement) -> bool:
 
 
 def _confinement(
-    placement: Placement, rest: frozenset[int], everywhere: frozenset[int], *, within: bool
+    placement: Placement,
+    online: frozenset[int],
+    rest: frozenset[int],
+    everywhere: frozenset[int],
+    *,
+    within: bool,
 ) -> Confinement:
     nodes = frozenset(placement.nodes)
-    if not placement.cpus:
-        return Confinement(cpus=everywhere, vcpus=(), emulator=everywhere, keeper=everywhere, nodes=nodes)
+    own = online.intersection(placement.cpus)
+    if not own:
+        # With a number of vCPUs, a machine whose own CPUs are all offline keeps its thread groups.
+        vcpus = (everywhere,) * len(placement.vcpus)
+        return Confinement(cpus=everywhere, vcpus=vcpus, emulator=everywhere, keeper=everywhere, nodes=nodes)
     outside = frozenset[int]() if within else rest
-    emulator = frozenset(placement.emulator) or outside or frozenset(placement.vcpus)
+    emulator = online.intersection(placement.emulator) or outside or online.intersection(placement.vcpus) or own
     return Confinement(
-        cpus=frozenset(placement.cpus) | emulator,
-        vcpus=tuple(frozenset({cpu}) for cpu in placement.vcpus),
+        cpus=own | emulator,
+        # A vCPU whose CPU is offline runs beside the VMM's other threads until it is back.
+        vcpus=tuple(frozenset({cpu}) if cpu in online else emulator for cpu in placement.vcpus),
         emulator=emulator,
         keeper=rest or emulator,
         nodes=nodes,
@@ -301,13 +333,27 @@ def _confinement(
 
 
 def level_now(entry: Entry, host: Host, entries: Sequence[Entry]) -> Level:
-    """The level that a machine really has: machines that have nowhere else to float take a part of it away."""
-    level = entry.placement.level
-    nowhere = not housekeeping(host, entries)
+    """The level that a machine really has."""
+    return _lowered(entry, host, entries)[0]
+
+
+def level_words(entry: Entry, host: Host, entries: Sequence[Entry]) -> str:
+    """The event of a machine whose level has changed."""
+    level, why = _lowered(entry, host, entries)
+    return f"cores: level {level} now: {why}" if why else f"cores: level {level} again"
+
+
+def _lowered(entry: Entry, host: Host, entries: Sequence[Entry]) -> tuple[Level, str]:
+    """With the reason when it is less than what the machine was given."""
+    placement = entry.placement
+    if gone := _offline(placement, host) & {*placement.vcpus}:
+        return "shared", f"CPU {format_cpus(gone)} went offline"
+    if _source_now(placement, host) != placement.source:
+        return "driver", f"CPU {format_cpus(set(placement.cpus) - host.policy.dedicated)} is dedicated no more"
     floating = any(not other.placement.cpus for other in entries)
-    if nowhere and floating and entry.placement.source == "given":
-        return "driver"
-    return level
+    if placement.source == "given" and floating and not housekeeping(host, entries):
+        return "driver", "machines without cores float here, the scheduler has reserved all"
+    return placement.level, ""
 
 
 def describe(entry: Entry, host: Host, entries: Sequence[Entry], vcpus: int) -> str:
@@ -337,11 +383,15 @@ def describe(entry: Entry, host: Host, entries: Sequence[Entry], vcpus: int) -> 
 # -- words -----------------------------------------------------------------------------------------------------------
 
 
-def _exhausted(what: str, why: NoFitError, entries: Sequence[Entry], area: frozenset[int], request: Request) -> VmError:
+def _exhausted(
+    what: str, why: NoFitError, entries: Sequence[Entry], host: Host, area: frozenset[int], request: Request
+) -> VmError:
+    """Worth another try only where enough is about to come free."""
     holders = [entry for entry in entries if area & set(entry.placement.cpus)]
     strict = ' (numa = "strict")' if request.numa == "strict" else ""
     message = f"{what} wanted{strict}: {why}; {_holders(holders)}"
-    if any(entry.draining for entry in holders):
+    coming = frozenset(cpu for entry in holders if entry.draining for cpu in entry.placement.cpus)
+    if coming and why.free + len(host.units(coming)) >= request.count:
         return NoCapacityError(message)
     return HostError(message)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from vmlib import cgroup, cpuset, files, process
 from vmlib.cores import confine, plan
 from vmlib.cores.cpulist import format_cpus
-from vmlib.cores.ledger import Book, Ledger, reconcile
+from vmlib.cores.ledger import Book, Ledger, read_entries, reconcile
 from vmlib.cores.plan import Host, Policy
 from vmlib.cores.topology import Topology, TopologyCache
 from vmlib.cores.words import Confinement, Entry, Placement
@@ -36,6 +36,7 @@ class CoreSettings:
     policy: Callable[[Topology], Policy] = field(default=lambda _: Policy())
     reserved: Callable[[], frozenset[int]] = field(default=frozenset)  # CPUs that the scheduler has given away whole
     topology: Callable[[], Topology] = field(default=_topology.get)
+    rules: bool = True  # this process speaks for the whole host, and may give back a partition that it does not want
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,10 @@ class Cores:
 
     def reserve(self, spec: MachineSpec) -> Assigned:
         """Write down what a machine gets. Raises SpecError, HostError or NoCapacityError."""
-        host = self.host()
         with self._ledger.open() as book:
-            self._mourn(book)
+            host = self.host()  # not before: whoever had the lock may have taken its time
+            if not book.entries or book.quarantined:
+                self._mourn(book)
             before = _list(book)
             rest = plan.housekeeping(host, before)
             try:
@@ -117,14 +119,25 @@ class Cores:
         self, machine_id: str, groups: cgroup.MachineGroups, *, vmm_pid: int, vcpu_tids: tuple[int, ...]
     ) -> None:
         """Put every thread of a VMM where it belongs, and verify it. Raises HostError."""
-        host = self.host()
         with self._ledger.open() as book:
-            entries = _list(book)
+            host, entries = self.host(), _list(book)
             if machine_id not in book.entries:
                 raise HostError(f"machine {machine_id} is not in {self._layout.ledger}")
             wanted = _sized(plan.confinements(host, entries)[machine_id], len(vcpu_tids))
-            _save_threads(RunPaths(Path(book.entries[machine_id].run_dir)), vcpu_tids)
+            run = RunPaths(Path(book.entries[machine_id].run_dir))
+            _save_threads(run, vcpu_tids)
             confine.apply(groups, wanted, vmm_pid=vmm_pid, vcpu_tids=vcpu_tids)
+            _save_wanted(run, wanted)
+
+    def adopt(self, ledger: Path, machine_id: str) -> None:
+        """Take over what the ledger of another data directory says of a machine, so that nobody gets its cores.
+
+        Raises HostError.
+        """
+        found = [entry for entry in read_entries(ledger) if entry.id == machine_id]
+        with self._ledger.open() as book:
+            for sentence in reconcile(book, boot_id=process.boot_id(), lives=self._lives, all_known=found):
+                log.info("ledger: %s", sentence)
 
     def moved_threads(self, machine_id: str, vcpu_tids: tuple[int, ...]) -> None:
         """A VMM that makes its vCPU threads anew at a reboot has others now."""
@@ -146,7 +159,7 @@ class Cores:
         state = "" if top is None else cpuset.read_partition(top)
         try:
             if not host.policy.partition:
-                if top is not None and state not in ("", "member"):
+                if top is not None and state not in ("", "member") and self._settings.rules:
                     cpuset.set_partition(top, (), "")
                 return ""
             if top is None or cgroup.read_layout().kind != "v2":
@@ -154,10 +167,21 @@ class Cores:
             if not host.policy.dedicated or host.dedicated != host.policy.dedicated:
                 why = f"the scheduler shares out CPU {format_cpus(host.policy.dedicated - host.dedicated)} of it"
                 return state if "invalid" in state else why
+            if state != host.policy.partition and (why := self._strangers_inside(host, top)):
+                return why
             cpuset.set_partition(top, host.dedicated, host.policy.partition)
         except HostError as exc:
             return state if "invalid" in state else str(exc)
         return ""
+
+    def _strangers_inside(self, host: Host, top: Path) -> str:
+        """Machines from before the operator wanted a partition, who would find themselves on its cores."""
+        names = [
+            entry.name
+            for entry in read_entries(self._layout.ledger)
+            if not plan.in_partition(host, entry.placement) and (top / run_key(entry.id) / "vmm").exists()
+        ]
+        return f"{', '.join(names)} started before there was one: restart it" if names else ""
 
     # -- all of them ---------------------------------------------------------------------------------------------
 
@@ -190,13 +214,13 @@ class Cores:
 
         One that is called while all is well reads a few files a machine and writes nothing.
         """
-        host = self.host()
         with self._ledger.open() as book:
-            self._mourn(book)
+            host = self.host()
+            notices = self._mourn(book)
             self._prune(book)
             moved = plan.rearrange(host, _list(book))
             book.put(*moved)
-            notices = [_yielded(entry) for entry in moved]
+            notices += [_yielded(entry) for entry in moved]
             notices += _levels(book, host)
             notices += self._partition_notices(book, host)
             book.save()
@@ -226,13 +250,13 @@ class Cores:
             who, tids = process.load_identity(run.vmm), _load_threads(run)
             if who is None or tids is None or not process.alive(who):
                 continue  # on its way up or down
-            groups = _groups(layout, host, machine_id, entry.placement)
+            groups = _groups_of_running(layout, machine_id)
             wanted = _sized(confinement, len(tids))
             try:
                 if not confine.drift(groups, wanted, vmm_pid=who.pid, vcpu_tids=tids):
                     continue
                 repaired = confine.apply(groups, wanted, vmm_pid=who.pid, vcpu_tids=tids)
-            except (HostError, OSError) as exc:
+            except (HostError, OSError, ValueError) as exc:  # one machine costs no other its cores
                 if process.alive(who):
                     log.warning("cores not confined machine=%s: %s", machine_id, exc)
                 continue
@@ -246,22 +270,29 @@ class Cores:
         """Whether a machine moves because housekeeping or its placement changed, not because somebody meddled."""
         return _load_wanted(RunPaths(Path(entry.run_dir))) != _dump(wanted)
 
-    def _mourn(self, book: Book) -> None:
-        """A ledger that was lost is made anew from the machines that live."""
+    def _mourn(self, book: Book) -> list[Notice]:
+        """Enter machines that run and are missing, as after the loss of the ledger, or the return of an old one."""
         if book.quarantined:
             log.warning("ledger not usable: %s; it is kept as %s and made anew", book.reason, book.quarantined)
-        if book.entries and not book.quarantined:
-            return
-        for sentence in reconcile(book, boot_id=process.boot_id(), lives=self._lives, all_known=self._known()):
+        missing = [entry for entry in self._known() if entry.id not in book.entries and _vmm_lives(entry)]
+        said = reconcile(book, boot_id=process.boot_id(), lives=self._lives, all_known=missing, started_at=_vmm_started)
+        for sentence in said:
             log.info("ledger: %s", sentence)
+        entered = [book.entries[entry.id] for entry in missing if entry.id in book.entries]
+        return [_yielded(entry) for entry in entered if entry.yielded]
 
     def _prune(self, book: Book) -> bool:
-        """Drop those who are gone; true when somebody was."""
-        gone = [entry for entry in _list(book) if entry.boot_id != process.boot_id() or not self._lives(entry)]
-        for entry in gone:
-            log.info("ledger: machine %s is gone, CPU %s are free", entry.id, entry.placement.cpus)
-            book.drop(entry.id)
-        return bool(gone)
+        """Drop those who are gone, and note who is about to be; true when there was somebody."""
+        changed = False
+        for entry in _list(book):
+            if entry.boot_id != process.boot_id() or not self._lives(entry):
+                log.info("ledger: machine %s is gone, CPU %s free", entry.id, format_cpus(entry.placement.cpus))
+                book.drop(entry.id)
+                changed = True
+            elif not entry.draining and _vmm_ended(entry):
+                book.put(replace(entry, draining=True))
+                changed = True
+        return changed
 
     def _lives(self, entry: Entry) -> bool:
         """A process of it lives, its cgroup is not empty, or somebody is starting it or taking it back right now."""
@@ -270,6 +301,14 @@ class Cores:
             if (who := process.load_identity(file)) is not None and process.alive(who):
                 return True
         if _processes(entry.id):
+            return True
+        try:
+            # A keeper that has not said its name yet.
+            with files.locked(run.keeper_lock, blocking=False):
+                pass
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
             return True
         try:
             with files.locked(self._layout.machine(entry.name).lock, blocking=False):
@@ -288,7 +327,7 @@ def drain(layout: Layout, machine_id: str) -> None:
         with Ledger(layout.ledger, layout.ledger_lock).open() as book:
             if (entry := book.entries.get(machine_id)) is not None and not entry.draining:
                 book.put(replace(entry, draining=True))
-    except OSError as exc:
+    except (OSError, HostError) as exc:
         log.warning("ledger not written, nobody knows that machine %s is about to end: %s", machine_id, exc)
 
 
@@ -296,12 +335,14 @@ def free(layout: Layout, machine_id: str) -> None:
     """The undo of `reserve`: needs neither policy nor topology. Raises HostError while a process is in the group."""
     if left := _processes(machine_id):
         raise HostError(f"cores of {machine_id}: process {left[0]} is still in its cgroup")
+    if (who := process.load_identity(layout.run(machine_id).vmm)) is not None and process.alive(who):
+        raise HostError(f"cores of {machine_id}: its VMM, process {who.pid}, still runs")
     if not layout.ledger.exists():
         return
     try:
         with Ledger(layout.ledger, layout.ledger_lock).open() as book:
             book.drop(machine_id)
-    except OSError as exc:
+    except (OSError, HostError) as exc:
         # A full disk. The machine is gone, and whoever next wants its cores sees that.
         log.warning("ledger not written, machine %s stays in it for now: %s", machine_id, exc)
 
@@ -315,6 +356,32 @@ def _groups(layout: cgroup.CgroupLayout, host: Host, machine_id: str, placement:
     if not plan.in_partition(host, placement):
         return outside
     return replace(cgroup.paths_for(layout, key), keeper=outside.keeper, keeper_cpuset=outside.keeper_cpuset)
+
+
+def _groups_of_running(layout: cgroup.CgroupLayout, machine_id: str) -> cgroup.MachineGroups:
+    """Where its start made them: the operator may have changed `partition` since."""
+    key = run_key(machine_id)
+    groups, outside = cgroup.paths_for(layout, key), cgroup.paths_for(layout, key, top=_OUTSIDE)
+    if outside.vmm and outside.vmm[0].exists():
+        return outside
+    if outside.keeper and outside.keeper[0].exists():
+        return replace(groups, keeper=outside.keeper, keeper_cpuset=outside.keeper_cpuset)
+    return groups
+
+
+def _vmm_lives(entry: Entry) -> bool:
+    who = process.load_identity(RunPaths(Path(entry.run_dir)).vmm)
+    return who is not None and process.alive(who)
+
+
+def _vmm_ended(entry: Entry) -> bool:
+    who = process.load_identity(RunPaths(Path(entry.run_dir)).vmm)
+    return who is not None and not process.alive(who)
+
+
+def _vmm_started(entry: Entry) -> float:
+    who = process.load_identity(RunPaths(Path(entry.run_dir)).vmm)
+    return 0.0 if who is None else float(who.start_time)
 
 
 def _processes(machine_id: str) -> list[int]:
@@ -342,8 +409,7 @@ def _levels(book: Book, host: Host) -> list[Notice]:
             continue
         book.put(replace(entry, level=level))
         if not entry.yielded or entry.placement.cpus:  # that it yielded was said
-            why = "machines without cores float here, the scheduler has reserved all" if level == "driver" else "again"
-            notices.append(Notice(entry.id, "cores", f"cores: level {level} now: {why}"))
+            notices.append(Notice(entry.id, "cores", plan.level_words(entry, host, entries)))
     return notices
 
 

@@ -23,6 +23,7 @@ class Placement:
     cpus: tuple[int, ...] = ()  # every CPU that is its own, idle siblings and the emulator's included; ascending
     emulator: tuple[int, ...] = ()  # CPUs of its own for the VMM's other threads; () = housekeeping
     nodes: tuple[int, ...] = ()  # NUMA nodes of its cores, for its memory; () = any
+    expose: bool = False  # two vCPUs on each core, one on each of its threads
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Placement":
@@ -30,6 +31,7 @@ class Placement:
         return cls(
             level=cast(Level, str(data["level"])),
             source=cast(Source, str(data["source"])),
+            expose=bool(data.get("expose", False)),
             **{key: tuple(int(n) for n in data[key]) for key in ("vcpus", "cpus", "emulator", "nodes")},
         )
 

@@ -1,0 +1,37 @@
+"""The watch over the cores goes on looking, whatever fails."""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from driver.watch import CoresWatch
+from vmlib.cores.service import Notice
+from vmlib.errors import HostError
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), HostError("no cgroup")])
+async def test_without_a_file_to_watch_it_looks_all_the_same(failure: Exception) -> None:
+    looks = 0
+    told: list[Notice] = []
+    both = asyncio.Event()
+
+    async def look() -> list[Notice]:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise HostError("a bad look")
+        both.set()
+        return [Notice("m", "cores repaired", "cores repaired: x")]
+
+    async def paths() -> Iterable[Path]:
+        raise failure
+
+    watch = CoresWatch(look, told.append, paths)
+    watch.start()
+    await asyncio.sleep(0)
+    watch.wake()
+    await asyncio.wait_for(both.wait(), 10)
+    await asyncio.sleep(0)
+    assert [notice.kind for notice in told] == ["cores repaired"]
