@@ -1,13 +1,15 @@
-"""The operator's agent file: finds it, and takes from it our plugin block, and the node's metadata."""
+"""The operator's agent file: finds it, and takes from it our plugin block, the node's metadata and its CPU lists."""
 
 import json
 import os
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NoReturn
 
 from driver.devhost import hcl1, hclspec
 from driver.devhost.errors import AgentFileError, SchemaError
+from driver.devhost.node import parse_cpu_list
 
 DEFAULT_DIR = Path("/etc/nomad.d")
 PLUGIN = "chv"
@@ -48,6 +50,18 @@ def client_meta(path: Path | None) -> dict[str, str]:
     return found
 
 
+def withheld_cores(path: Path | None, cpus: AbstractSet[int]) -> frozenset[int]:
+    """Those of this machine's `cpus` that an agent gives to no task. Raises AgentFileError.
+
+    As on Nomad, `reservable_cores` in the client block, when there is one, makes it ignore `reserved { cores }`.
+    """
+    clients = _objects(read(path).get("client")) if path is not None else []
+    reservable = _cpus(path, "client.reservable_cores", clients, "reservable_cores")
+    reserved_blocks = [block for client in clients for block in _objects(client.get("reserved"))]
+    reserved = _cpus(path, "client.reserved.cores", reserved_blocks, "cores")
+    return frozenset(cpus - reservable if reservable else cpus & reserved)
+
+
 def plugin_block(file: dict[str, Any]) -> dict[str, Any] | None:
     """The inside of `plugin "chv" { config { … } }`; None without such a block, empty without a config."""
     bodies = [body for plugin in _objects(file.get("plugin")) for body in _objects(plugin.get(PLUGIN))]
@@ -83,6 +97,15 @@ def _agent_files(directory: Path) -> Iterator[Path]:
 
 def _no_block(directory: Path) -> NoReturn:
     raise AgentFileError(f'{directory}: no file with a plugin "{PLUGIN}" block')
+
+
+def _cpus(path: Path | None, name: str, blocks: list[dict[str, Any]], key: str) -> frozenset[int]:
+    """The list in the last of these blocks that has one. A blank one counts as none, as on Nomad."""
+    texts = [text for block in blocks if (text := _text(block.get(key, "")).strip())]
+    try:
+        return frozenset(parse_cpu_list(texts[-1] if texts else ""))
+    except ValueError as exc:
+        raise AgentFileError(f"{path}: {name} = {texts[-1]!r}: {exc}") from exc
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

@@ -85,9 +85,10 @@ class DevHost:
         self._kill = asyncio.Event()
         self._down = False
         node = this_node(datacenter=job.datacenter, meta={**agentfile.client_meta(agent_file), **(meta or {})})
+        withheld = agentfile.withheld_cores(agent_file, {cpu.id for cpu in node.cpus})
         self.supervisor = Supervisor(
             plugin_argv,
-            node,
+            node.withholding(withheld),
             driver=job.task.driver,
             agent_file=agent_file,
             env={**owner_environment(), **(env or {})},

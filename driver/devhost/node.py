@@ -5,13 +5,16 @@ import platform
 import re
 import socket
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from driver._pb import base_pb2
 
 _SYS = Path("/sys/devices/system")
 _GUESS_MHZ = 1000
+_RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,7 @@ class Cpu:
     socket: int
     numa_node: int
     mhz: int
+    withheld: bool = False  # given to no task; its MHz count all the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +43,18 @@ class Node:
         """All compute of the node."""
         return sum(cpu.mhz for cpu in self.cpus)
 
+    def withholding(self, ids: AbstractSet[int]) -> Self:
+        """The same node with these CPUs withheld."""
+        return replace(self, cpus=tuple(replace(cpu, withheld=cpu.id in ids) for cpu in self.cpus))
+
     def lowest_cores(self, count: int) -> tuple[Cpu, ...]:
         """The cores for a task that asked for `count`: lowest id first. Raises ValueError when there are fewer."""
-        if count > len(self.cpus):
-            raise ValueError(f"cores = {count}: this machine has {len(self.cpus)}")
-        return tuple(sorted(self.cpus, key=lambda cpu: cpu.id)[:count])
+        usable = sorted((cpu for cpu in self.cpus if not cpu.withheld), key=lambda cpu: cpu.id)
+        if count > len(usable):
+            withheld = len(self.cpus) - len(usable)
+            beside = f" beside {withheld} that the agent file withholds" if withheld else ""
+            raise ValueError(f"cores = {count}: this machine has {len(usable)}{beside}")
+        return tuple(usable[:count])
 
     def topology(self) -> base_pb2.ClientTopology:
         nodes = sorted({cpu.numa_node for cpu in self.cpus}) or [0]
@@ -55,7 +66,11 @@ class Node:
             distances=slit if self.distances else None,
             cores=[
                 base_pb2.ClientTopologyCore(
-                    socket_id=cpu.socket, node_id=cpu.numa_node, core_id=cpu.id, base_speed=cpu.mhz
+                    socket_id=cpu.socket,
+                    node_id=cpu.numa_node,
+                    core_id=cpu.id,
+                    base_speed=cpu.mhz,
+                    disable=cpu.withheld,
                 )
                 for cpu in self.cpus
             ],
@@ -122,11 +137,14 @@ def _distances() -> tuple[tuple[int, ...], ...]:
 
 
 def parse_cpu_list(text: str) -> list[int]:
-    """`0-3,8` as numbers."""
+    """`0-3,8` as numbers; blank is none. Raises ValueError, which says what was expected."""
     found: list[int] = []
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
+    for part in text.split(",") if text.strip() else ():
+        match = _RANGE.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if first > last:
+            raise ValueError(f"expected a list of CPUs in ascending ranges such as 0-3,8, found {part.strip()[:32]!r}")
+        found += range(first, last + 1)
     return found
 
 

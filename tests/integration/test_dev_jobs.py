@@ -263,6 +263,28 @@ def test_a_config_that_the_driver_refuses_says_every_complaint(fake_node: Node) 
     assert "Traceback" not in done.stderr
 
 
+async def test_a_machine_gets_the_dedicated_core_that_the_agent_file_withholds(fake_node: Node) -> None:
+    last = max(os.sched_getaffinity(0))
+    fake_node.block = f'cores {{\n dedicated = "{last}"\n smt = "thread"\n }}'
+    fake_node.client_block = f'reserved {{\n cores = "{last}"\n }}'
+    fake_node.write_agent_file()
+    job = fake_node.job("exit=3")
+    job.write_text(job.read_text().replace('placement = "shared"', 'placement = "exclusive"', 1))
+    async with fake_node.host(job) as host:
+        assert await host.run() == ExitResult(exit_code=3)
+    assert f"cores: vCPU 0 on {last}; " in told(host)[1]
+
+
+def test_a_list_of_cores_that_is_none_is_refused(fake_node: Node) -> None:
+    fake_node.client_block = 'reserved {\n cores = "most"\n }'
+    fake_node.write_agent_file()
+    done = fake_node.command("dev", str(fake_node.job()))
+    assert done.returncode == 2
+    expected = "expected a list of CPUs in ascending ranges such as 0-3,8, found 'most'"
+    words = f"chv dev: {fake_node.agent_file}: client.reserved.cores = 'most': {expected}"
+    assert done.stderr.splitlines()[-1] == words
+
+
 async def test_a_task_without_logs_runs_too(fake_node: Node) -> None:
     async with fake_node.host(fake_node.job("sleep=1 exit=3", task="logs {\n disabled = true\n }")) as host:
         assert await host.run() == ExitResult(exit_code=3)

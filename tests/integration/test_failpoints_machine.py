@@ -59,7 +59,10 @@ def _one_of_each(host: Host) -> None:
     ("host", "place"),
     [
         *(("fake", place) for place in STARTING),
-        *(("qemu", place) for place in ("child.keeper", "start.booted", "start.committed")),
+        *(
+            ("qemu", place)
+            for place in ("child.keeper", "start.ledger", "start.pinned", "start.booted", "start.committed")
+        ),
     ],
     indirect=["host"],
 )
@@ -82,7 +85,10 @@ def test_the_next_process_gets_the_machine(host: Host, place: str) -> None:
     ("host", "place"),
     [
         *(("fake", place) for place in STARTING),
-        *(("qemu", place) for place in ("start.spawned", "start.recorded", "start.committed")),
+        *(
+            ("qemu", place)
+            for place in ("start.ledger", "start.spawned", "start.pinned", "start.recorded", "start.committed")
+        ),
     ],
     indirect=["host"],
 )

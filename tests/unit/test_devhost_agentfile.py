@@ -9,6 +9,7 @@ import pytest
 from driver._pb.hclspec_pb2 import Attr, Block, BlockMap, Object, Spec
 from driver.devhost import agentfile, hcl1
 from driver.devhost.errors import AgentFileError
+from driver.devhost.node import Cpu, Node
 from driver.schema import plugin_spec
 
 
@@ -157,3 +158,64 @@ def test_hcl1_says_where_it_stops(text: str, problem: str) -> None:
     with pytest.raises(hcl1.Hcl1Error) as caught:
         hcl1.parse(text)
     assert str(caught.value) == problem
+
+
+@pytest.mark.parametrize(
+    ("client", "withheld"),
+    [
+        ("", set()),
+        ("reserved { cpu = 100 }", set()),
+        ('reserved { cores = " " }', set()),
+        ('reserved { cores = "0-1,6" cpu = 100 }', {0, 1, 6}),
+        ("reserved { cores = 3 }", {3}),
+        ('reserved { cores = "6, 7-900" }', {6, 7}),
+        ('reserved { cores = "0" }\n reserved { cores = "1" }', {1}),
+        ('reserved { cores = "0" }\n}\nclient {\n reserved { cpu = 100 }', {0}),
+        ('reservable_cores = "0-3"', {4, 5, 6, 7}),
+        ('reservable_cores = "0-3"\n reserved { cores = "0,7" }', {4, 5, 6, 7}),
+        ('reservable_cores = ""\n reserved { cores = "0,7" }', {0, 7}),
+    ],
+)
+def test_withheld_cores_are_those_of_an_agent(tmp_path: Path, client: str, withheld: set[int]) -> None:
+    path = tmp_path / "agent.hcl"
+    path.write_text(f"client {{\n {client}\n}}\n")
+    assert agentfile.withheld_cores(path, set(range(8))) == withheld
+
+
+def test_without_a_file_nothing_is_withheld() -> None:
+    assert agentfile.withheld_cores(None, {0, 1}) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("client", "problem"),
+    [
+        ('reserved { cores = "all" }', "client.reserved.cores = 'all': {}, found 'all'"),
+        ('reserved { cores = "0,7-4" }', "client.reserved.cores = '0,7-4': {}, found '7-4'"),
+        ('reserved { cores = "-1" }', "client.reserved.cores = '-1': {}, found '-1'"),
+        ('reserved { cores = "0-99999999" }', "client.reserved.cores = '0-99999999': {}, found '0-99999999'"),
+        ('reservable_cores = "0-3,"', "client.reservable_cores = '0-3,': {}, found ''"),
+        ("reservable_cores = true", "client.reservable_cores = 'true': {}, found 'true'"),
+    ],
+)
+def test_a_list_that_is_none_is_said(tmp_path: Path, client: str, problem: str) -> None:
+    path = tmp_path / "agent.hcl"
+    path.write_text(f"client {{\n {client}\n}}\n")
+    with pytest.raises(AgentFileError) as caught:
+        agentfile.withheld_cores(path, {0, 1})
+    expected = problem.format("expected a list of CPUs in ascending ranges such as 0-3,8")
+    assert str(caught.value) == f"{path}: {expected}"
+
+
+def test_withheld_cores_go_to_no_task_and_the_driver_is_told() -> None:
+    cpus = tuple(Cpu(id=cpu, socket=0, numa_node=0, mhz=1000) for cpu in range(4))
+    node = Node(id="n", name="n", cpus=cpus).withholding({0, 1})
+    assert [(core.core_id, core.disable) for core in node.topology().cores] == [
+        (0, True),
+        (1, True),
+        (2, False),
+        (3, False),
+    ]
+    assert node.mhz == 4000
+    assert [cpu.id for cpu in node.lowest_cores(2)] == [2, 3]
+    with pytest.raises(ValueError, match="cores = 3: this machine has 2 beside 2 that the agent file withholds"):
+        node.lowest_cores(3)
