@@ -24,6 +24,8 @@ _MAX_UID = (1 << 32) - 2  # the one above means "nobody in particular" to the ke
 _NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
 _USER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
 _UID_RANGE = re.compile(r"([0-9]{1,10}) ?- ?([0-9]{1,10})")
+_DISK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,15}")
+_SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _FORMAT_OF_SUFFIX: dict[str, DiskFormat] = {".raw": "raw", ".qcow2": "qcow2"}
@@ -85,6 +87,19 @@ class InterfaceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskConfig:
+    """One disk block."""
+
+    name: str
+    format: DiskFormat
+    source: str = ""
+    size_bytes: int | None = None
+    readonly: bool = False
+    persistent: bool = False
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskConfig:
     """The task's config block. Paths are as the job wrote them; `driver.translate` knows what they lead to."""
 
@@ -105,6 +120,7 @@ class TaskConfig:
     ssh_authorized_keys: tuple[str, ...] = ()
     user_data: str = field(default="", repr=False)
     network_config: str = field(default="", repr=False)
+    disks: tuple[DiskConfig, ...] = ()
     network_interfaces: tuple[InterfaceConfig, ...] = ()
     on_reboot: OnReboot = "restart"
     on_panic: OnPanic = "exit"
@@ -173,6 +189,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         ssh_authorized_keys=values["ssh_authorized_keys"],
         user_data=values["user_data"],
         network_config=values["network_config"],
+        disks=_disks(complaints, values["disk"]),
         network_interfaces=_interfaces(complaints, values["network_interface"]),
         on_reboot=values["on_reboot"],
         on_panic=values["on_panic"],
@@ -392,6 +409,55 @@ def _check_ssh_keys(complaints: Complaints, keys: tuple[str, ...]) -> None:
                 value=key,
                 secret=True,
             )
+
+
+def _disks(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[DiskConfig, ...]:
+    seen: dict[str, int] = {}
+    disks = []
+    for index, block in enumerate(blocks):
+        path, name, source = f"disk[{index}]", block["name"], block["source"]
+        if not _DISK_NAME.fullmatch(name):
+            complaints.add(f"{path}.name", "expected a lower case letter, then at most 15 of a-z 0-9 _ -", value=name)
+        elif name in seen:
+            complaints.add(f"{path}.name", f"the same as disk[{seen[name]}].name", value=name)
+        seen.setdefault(name, index)
+        if source.startswith("nfs://"):
+            complaints.not_built(f"{path}.source", source)
+        _check_disk_keys(complaints, path, block)
+        serial = block["serial"] or name
+        if not _SERIAL.fullmatch(serial) and not complaints.any_about(f"{path}.name"):
+            complaints.add(f"{path}.serial", "expected at most 20 letters, digits, . _ and -", value=serial)
+        by_suffix = _FORMAT_OF_SUFFIX.get(posixpath.splitext(source)[1].lower())
+        if source and not block["format"] and by_suffix is None and not complaints.any_about(f"{path}.source"):
+            shown = posixpath.basename(source)
+            complaints.add(f"{path}.format", f"expected raw or qcow2, because the name {shown!r} does not say")
+        disks.append(
+            DiskConfig(
+                name=name,
+                format=cast(DiskFormat, block["format"] or by_suffix or "raw"),
+                source=source,
+                size_bytes=_size(complaints, f"{path}.size", block["size"]) if block["size"] else None,
+                readonly=block["readonly"],
+                persistent=block["persistent"],
+                serial=serial,
+            )
+        )
+    return tuple(disks)
+
+
+def _check_disk_keys(complaints: Complaints, path: str, block: Mapping[str, Any]) -> None:
+    """Which keys go together."""
+    if not block["source"] and not block["size"]:
+        complaints.add(path, "expected size (a new disk) or source (a file's content), both are missing")
+    if block["persistent"] and block["source"]:
+        complaints.add(f"{path}.source", "a persistent disk begins empty, expected size", value=block["source"])
+    if not block["readonly"]:
+        return
+    for key in ("size", "persistent"):
+        if block[key]:
+            complaints.add(f"{path}.{key}", "does not go with readonly = true", value=block[key])
+    if not block["source"] and block["size"]:
+        complaints.add(f"{path}.source", "expected a file that the guest reads, with readonly = true")
 
 
 def _interfaces(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[InterfaceConfig, ...]:

@@ -184,16 +184,16 @@ TASK: Members = (
     Block(
         name="disk",
         form="list",
-        built=False,
+        max_items=24,
         members=(
             Key(name="name"),
             Key(name="size"),
             _switch("persistent"),
             Key(name="serial"),
-            Key(name="rate_limit"),
+            _later("rate_limit"),
             _path("source"),
             _switch("readonly"),
-            Key(name="format"),
+            _choice("format", "", "raw", "qcow2"),
         ),
     ),
     Block(

@@ -14,7 +14,7 @@ from driver.core_wishes import cores_spec, mhz_lint
 from driver.decode import Complaints
 from vmlib.cores.topology import Topology
 from vmlib.errors import SpecError
-from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward, RootDisk, SeedSpec
+from vmlib.spec import DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, NicSpec, PortForward, RootDisk, SeedSpec
 
 _MIN_MEMORY_MIB = 16
 _NO_LIMIT_MIB = 1 << 42  # more than any host has, and a number of bytes that the kernel takes
@@ -52,6 +52,7 @@ def machine_spec(
         memory_mib=_memory_mib(complaints, task),
         boot=_boot(finder, options),
         root=_root(finder, options),
+        disks=_disks(finder, task, options),
         seed=_seed(finder, task, options),
         nics=_nics(complaints, task, options, plugin),
         cores=cores,
@@ -184,6 +185,34 @@ def _root(finder: _Finder, options: TaskConfig) -> RootDisk | None:
         format=options.image_format,
         mode=options.root_mode,
         size_bytes=options.root_size_bytes,
+    )
+
+
+def _disks(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> tuple[DiskSpec, ...]:
+    return tuple(
+        DiskSpec(
+            name=disk.name,
+            format=disk.format,
+            source=finder.find(f"disk[{index}].source", disk.source) if disk.source else None,
+            size_bytes=disk.size_bytes,
+            readonly=disk.readonly,
+            serial=disk.serial,
+            persistent=_disk_key(task, disk.name) if disk.persistent else None,
+        )
+        for index, disk in enumerate(options.disks)
+    )
+
+
+def _disk_key(task: pb.TaskConfig, name: str) -> DiskKey:
+    """The same for every alloc that takes the place of this one; each run of a periodic or dispatched job, too."""
+    index = task.env.get("NOMAD_ALLOC_INDEX", "0")
+    return DiskKey(
+        # An old agent does not send them as fields.
+        namespace=task.namespace or task.env.get("NOMAD_NAMESPACE", "default"),
+        job=task.parent_job_id or task.job_id or task.env.get("NOMAD_JOB_ID", task.job_name),
+        group=task.task_group_name,
+        index=int(index) if index.isdecimal() else 0,
+        name=name,
     )
 
 

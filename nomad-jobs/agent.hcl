@@ -3,7 +3,7 @@
 #   plugin_dir         holds the executable chv, or a link to it
 #   meta.chv_guest     holds vmlinuz and initrd.img; the jobs beside this file name it, and image_paths has to allow it
 #
-# `chv dev --config agent.hcl JOB` reads the plugin block and the client's meta, and nothing else.
+# `chv dev --config agent.hcl JOB` reads the plugin block and the client's meta and withheld cores, and nothing else.
 
 data_dir   = "/opt/nomad/data"
 plugin_dir = "/opt/nomad/plugins"

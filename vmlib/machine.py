@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmlib import cgroup, credentials, failpoint, files, hugepages, memory, postflight, process
-from vmlib.cores.service import Assigned, Cores, CoreSettings
+from vmlib.cores.service import Assigned, Cores, CoreSettings, Notice
 from vmlib.cores.words import Entry
+from vmlib.disk.data import prepare_disk
+from vmlib.disk.persistent import Holder
 from vmlib.disk.root import prepare_root
 from vmlib.disk.seed import seed_files, with_user_data, write_seed
 from vmlib.disk.stage import stage_boot
@@ -108,7 +110,7 @@ class Machines:
             failpoint.hit("start.run_dir")
 
             who = self._credentials(hypervisor, paths, run, journal)
-            res = self._resources(spec, paths, run, who, ours)
+            res, told = self._resources(spec, paths, run, who, ours, journal)
             failpoint.hit("start.files")
             journal.note("cores.free", machine_id=spec.id)
             assigned = self.cores.reserve(spec)
@@ -162,7 +164,7 @@ class Machines:
                 raise
             failpoint.hit("start.committed")
         machine = self._machine(record, paths)
-        machine.notices = assigned.notices
+        machine.notices = (*assigned.notices, *told)
         return machine
 
     def _groups(
@@ -202,8 +204,8 @@ class Machines:
         return held
 
     def _resources(
-        self, spec: MachineSpec, paths: MachinePaths, run: RunPaths, who: Credentials, ours: ExitStack
-    ) -> Resources:
+        self, spec: MachineSpec, paths: MachinePaths, run: RunPaths, who: Credentials, ours: ExitStack, journal: Journal
+    ) -> tuple[Resources, list[Notice]]:
         """Make everything the VMM gets. Open files go to `ours` one by one: a later step may raise."""
 
         def keep(file: OpenFile | None) -> None:
@@ -211,12 +213,27 @@ class Machines:
                 ours.callback(os.close, file.fd)
 
         disks: list[DiskAttachment] = []
-        if spec.root is not None:
+        told: list[Notice] = []
+        limit = self._settings.image_max_size_bytes
+        if spec.root is not None or spec.disks:
             _make_private(paths.disk_dir)
-            limit = self._settings.image_max_size_bytes
+        if spec.root is not None:
             disks.append(prepare_root(spec.root, paths.disk_dir, max_virtual_bytes=limit))
             keep(disks[-1].file)
             keep(disks[-1].backing)
+        persistent = postflight.persistent_disks(self._layout)
+        holder = Holder(machine_id=spec.id, name=spec.name, boot_id=process.boot_id(), run_dir=str(run.root))
+        for index, disk in enumerate(spec.disks):
+            if disk.persistent is not None:
+                directory = persistent.directory(disk.persistent)
+                journal.note("disk.release", directory=str(directory), machine_id=spec.id)
+            made, words = prepare_disk(
+                disk, index, paths.disk_dir, persistent=persistent, holder=holder, max_virtual_bytes=limit
+            )
+            disks.append(made)
+            keep(made.file)
+            if words:
+                told.append(Notice(spec.id, "disk created", words))
         if spec.seed is not None:
             disks.append(write_seed(paths.seed, seed_files(with_user_data(spec.seed), spec.nics)))
             keep(disks[-1].file)
@@ -227,7 +244,8 @@ class Machines:
             keep(boot.kernel)
             keep(boot.initrd)
         nics = tuple(attach_user(nic, index) for index, nic in enumerate(spec.nics))
-        return Resources(run_dir=run.root, credentials=who, boot=boot, disks=tuple(disks), nics=nics)
+        made_all = Resources(run_dir=run.root, credentials=who, boot=boot, disks=tuple(disks), nics=nics)
+        return made_all, told
 
     def _explained(self, exc: HypervisorError, spec: MachineSpec) -> VmError:
         for nic in spec.nics:

@@ -150,6 +150,11 @@ class Layout:
         return self.data_dir / "ledger.lock"
 
     @property
+    def disks(self) -> Path:
+        """Persistent disks, which outlive their machines."""
+        return self.data_dir / "disks"
+
+    @property
     def cores(self) -> Path:
         """What the driver tells the device plugin and the command line about this host's cores."""
         return self.data_dir / "cores.json"

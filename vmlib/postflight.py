@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vmlib import cgroup, files, process
+from vmlib import cgroup, files, living, process
 from vmlib.cores import service as cores
+from vmlib.disk.persistent import Holder, PersistentDisks
 from vmlib.errors import HostError
 from vmlib.journal import Journal
 from vmlib.paths import Layout, MachinePaths, RunPaths
@@ -38,10 +39,20 @@ def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
     return {
         "run_dir.remove": remove_run_dir,
         "uid.free": free_uid,
+        "disk.release": lambda directory, machine_id: persistent_disks(layout).release(Path(directory), machine_id),
         "cgroup.remove": lambda path: _remove_cgroup(Path(path)),
         "cores.free": lambda machine_id: cores.free(layout, machine_id),
         "machine.end": lambda run_dir: end_run(RunPaths(Path(run_dir))),
     }
+
+
+def persistent_disks(layout: Layout) -> PersistentDisks:
+    def busy(holder: Holder) -> bool:
+        if holder.boot_id != process.boot_id():
+            return False
+        return living.vmm_or_keeper_lives(Path(holder.run_dir)) or living.being_handled(layout, holder.name)
+
+    return PersistentDisks(layout.disks, busy)
 
 
 def clear(paths: MachinePaths, layout: Layout) -> None:

@@ -42,6 +42,30 @@ class RootDisk:
     size_bytes: int | None = None  # grow to this; None keeps the image's own size
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class DiskKey:
+    """What a persistent disk belongs to: whoever asks with the same words gets the same disk."""
+
+    namespace: str
+    job: str
+    group: str
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSpec:
+    """A further disk of the guest: a file's content, or so many bytes."""
+
+    name: str
+    format: DiskFormat
+    source: FileRef | None = None  # read-only it is used as it is, otherwise copied
+    size_bytes: int | None = None  # of a disk without source; a copy is grown to it
+    readonly: bool = False
+    serial: str = ""  # what the guest knows it by
+    persistent: DiskKey | None = None  # None: it goes with the machine
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSpec:
     """Content of the NoCloud seed disk."""
@@ -103,6 +127,7 @@ class MachineSpec:
     memory_mib: int
     boot: DirectBoot | None = None  # None: from the root disk by firmware
     root: RootDisk | None = None
+    disks: tuple[DiskSpec, ...] = ()  # after the root disk, in this order
     seed: SeedSpec | None = None
     nics: tuple[NicSpec, ...] = ()
     cores: CoresSpec = field(default_factory=CoresSpec)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from driver import __version__
-from driver.cli import cores, dev, doctor, inspect, ps
+from driver.cli import cores, dev, disks, doctor, inspect, ps
 from driver.cli.common import UsageError
 
 
@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="chv", description="Virtual machines on whole CPU cores, for HashiCorp Nomad.")
     top.add_argument("--version", action="version", version=f"chv {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (dev, doctor, ps, inspect, cores):
+    for command in (dev, doctor, ps, inspect, cores, disks):
         command.add_parser(commands)
     return top
 

@@ -128,8 +128,29 @@ serve() {
     httpd -p "$1" -h /www && echo "http on port $1"
 }
 
+# Prints the device of the disk with that serial.
+disk_of() {
+    for disk in /sys/block/vd*; do
+        [ "$(cat "$disk/serial" 2>/dev/null)" = "$1" ] && echo "/dev/${disk##*/}" && return
+    done
+}
+
+# SERIAL:TEXT
+write_disk() {
+    device=$(disk_of "${1%%:*}")
+    printf '%-64s' "${1#*:}" | dd of="$device" bs=512 count=1 conv=sync,fsync 2>/dev/null &&
+        echo "wrote ${1%%:*}" || echo "not wrote ${1%%:*}"
+}
+
+read_disk() {
+    device=$(disk_of "$1")
+    echo "read $1" $(dd if="$device" bs=64 count=1 2>/dev/null | tr -d " \0")
+}
+
 obey() {
     case "$1" in
+    write=*) write_disk "${1#*=}" ;;
+    read=*) read_disk "${1#*=}" ;;
     sleep=*) sleep "${1#*=}" ;;
     say=*) echo "say ${1#*=}" ;;
     http=*) serve "${1#*=}" ;;

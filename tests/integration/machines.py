@@ -28,13 +28,22 @@ from vmlib.paths import Layout
 from vmlib.process import Identity
 from vmlib.record import ExitRecord
 from vmlib.running import Machine
-from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec, RootDisk
+from vmlib.spec import CoresSpec, DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, RootDisk
 
 CHECKOUT = Path(__file__).parent.parent.parent
 READY = "chv test guest: ready"
 NOTHING: dict[str, list[int]] = {"keeper": [], "vmm": [], "launcher": []}
 # A uid for each machine needs a Python that every user may run; the fake's may lie in a home directory.
 UIDS = {"qemu": range(210_000, 210_008), "fake": None}
+
+# A persistent disk, the same for all who ask for it.
+DATA = DiskSpec(
+    name="data",
+    format="raw",
+    size_bytes=8 << 20,
+    serial="data",
+    persistent=DiskKey(namespace="default", job="db", group="g", index=0, name="data"),
+)
 
 
 def hypervisor_of(name: str, *, binary: str = "") -> Hypervisor:
@@ -259,6 +268,7 @@ class Host:
             "stderr": str(spec.stderr),
             "image": "" if spec.root is None else str(spec.root.image.relative),
             "exclusive": spec.cores.exclusive,
+            "persistent": bool(spec.disks),
         }
         return subprocess.Popen(
             [sys.executable, "-m", "tests.integration.machines", json.dumps(what)],
@@ -311,6 +321,7 @@ def main() -> None:
         stderr=Path(what["stderr"]),
         root=root_of(host.guest, what["image"]) if what["image"] else None,
         cores=CoresSpec(exclusive=what["exclusive"]),
+        disks=(DATA,) if what["persistent"] else (),
     )
     if what["do"] == "start":
         host.machines.start(spec)

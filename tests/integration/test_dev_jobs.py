@@ -70,7 +70,7 @@ def console_lines(text: str) -> list[str]:
 def test_every_job_of_the_directory_is_tested_here() -> None:
     assert {
         path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")
-    } == ENDS.keys() | RUNS | NEED_AN_AGENT.keys()
+    } == ENDS.keys() | RUNS | NEED_AN_AGENT.keys() | {"persistent"}
 
 
 @pytest.mark.parametrize("name", sorted(NEED_AN_AGENT))
@@ -263,6 +263,8 @@ def test_a_config_that_the_driver_refuses_says_every_complaint(fake_node: Node) 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.needs("cgroup")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU to give away, one to keep")
 async def test_a_machine_gets_the_dedicated_core_that_the_agent_file_withholds(fake_node: Node) -> None:
     last = max(os.sched_getaffinity(0))
     fake_node.block = f'cores {{\n dedicated = "{last}"\n smt = "thread"\n }}'
@@ -297,3 +299,11 @@ async def test_the_result_comes_over_deaths_of_the_guest_and_the_console_of_all_
         assert await host.run() == ExitResult(exit_code=9)
         assert host.console().count("say here") == 3
         await until(lambda: kinds(host) == ["machine started", "cores"] * 3, "all events", host=host)
+
+
+async def test_the_second_run_of_a_job_reads_what_the_first_one_wrote_on_a_persistent_disk(node: Node) -> None:
+    for expected in ("read data", "read data kept"):
+        async with node.host(job_file("persistent")) as host:
+            assert await host.run() == ExitResult()
+            assert expected in host.console().splitlines()
+            assert ("disk created" in kinds(host)) == (expected == "read data")

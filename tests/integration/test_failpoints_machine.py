@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.guest.build import Guest
-from tests.integration.machines import NOTHING, READY, Host, host_for, root_of
+from tests.integration.machines import DATA, NOTHING, READY, Host, host_for, root_of
 from vmlib import failpoint
 from vmlib.cores.ledger import read_entries
-from vmlib.errors import HostError, HypervisorError
+from vmlib.errors import HostError, HypervisorError, NoCapacityError
+from vmlib.postflight import persistent_disks
 from vmlib.spec import CoresSpec, MachineSpec
 
 # `child.vmm` is the keeper's and `child.adopt` lies on another way: each has a test of its own.
@@ -26,8 +27,8 @@ def host(request: pytest.FixtureRequest, guest: Guest, short_dir: Path) -> Itera
 
 
 def _spec(host: Host, place: str) -> MachineSpec:
-    # Of the two CPUs of a small host only one is given away: a core that leaked would be missed at once.
-    spec = host.spec("tick", cores=CoresSpec(exclusive=True))
+    # Of the two CPUs of a small host only one is given away, and there is one such disk: what leaked is missed at once.
+    spec = host.spec("tick", cores=CoresSpec(exclusive=True), disks=(DATA,))
     if place == "child.tool":  # an overlay is made by a tool
         spec = replace(spec, root=root_of(host.guest, "disk.qcow2"))
     return spec
@@ -42,6 +43,10 @@ def _die_at(host: Host, place: str, spec: MachineSpec, *, do: str = "start") -> 
 def _holders(host: Host) -> list[str]:
     """Who holds cores, with no CPU in two entries (the ledger refuses to be read otherwise)."""
     return [entry.id for entry in read_entries(host.layout.ledger) if entry.placement.cpus]
+
+
+def _disk_holders(host: Host) -> list[str]:
+    return [disk.holder.machine_id for disk in persistent_disks(host.layout).list() if disk.holder is not None]
 
 
 def _one_of_each(host: Host) -> None:
@@ -75,10 +80,10 @@ def test_the_next_process_gets_the_machine(host: Host, place: str) -> None:
     assert host.processes()["vmm"] == [one.vmm]
     assert one.ask("status")["committed"] is True
     assert one.machine.status() == "running"
-    assert _holders(host) == [spec.id]
+    assert _holders(host) == _disk_holders(host) == [spec.id]
     one.machine.destroy()
     assert host.processes() == NOTHING
-    assert _holders(host) == []
+    assert _holders(host) == _disk_holders(host) == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_the_next_process_takes_it_back(host: Host, place: str) -> None:
     assert not paths.journal.exists()
     assert not paths.record.exists()
     assert not paths.uid.exists()
-    assert _holders(host) == []
+    assert _holders(host) == _disk_holders(host) == []
 
 
 @pytest.mark.parametrize("place", STARTING)
@@ -110,9 +115,9 @@ def test_a_newer_start_takes_it_back_as_well(host: Host, place: str) -> None:
     """Nomad gives a retry a new id."""
     spec = _spec(host, place)
     _die_at(host, place, spec)
-    one = host.start("tick", cores=CoresSpec(exclusive=True))
+    one = host.start("tick", cores=CoresSpec(exclusive=True), disks=(DATA,))
     _one_of_each(host)
-    assert _holders(host) == [one.machine.id]
+    assert _holders(host) == _disk_holders(host) == [one.machine.id]
     assert not host.layout.run(spec.id).root.exists()
     host.machines.destroy(spec.name, spec.id)
     one.until_line("tick 1")
@@ -120,23 +125,23 @@ def test_a_newer_start_takes_it_back_as_well(host: Host, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", STARTING)
-def test_somebody_elses_machine_gets_the_core_of_one_that_died_on_its_way(host: Host, place: str) -> None:
+def test_somebody_elses_machine_gets_core_and_disk_of_one_that_died_on_its_way(host: Host, place: str) -> None:
     """Of another task, so that nobody has taken anything back before it looks for a core."""
     spec = _spec(host, place)
     _die_at(host, place, spec)
     committed = place == "start.committed"
     deadline = time.monotonic() + 10
     while (owner := _try_to_start(host, spec)) is None and not committed:
-        assert time.monotonic() < deadline, "a core leaked"
+        assert time.monotonic() < deadline, "a core or a disk leaked"
         time.sleep(0.1)
-    assert _holders(host) == [spec.id if committed else owner]
+    assert _holders(host) == _disk_holders(host) == [spec.id if committed else owner]
 
 
 def _try_to_start(host: Host, died: MachineSpec) -> str | None:
     """Another machine; None when it was refused because of the one that died."""
     try:
-        return host.start("tick", task="db", cores=CoresSpec(exclusive=True)).machine.id
-    except HostError as exc:
+        return host.start("tick", task="db", cores=CoresSpec(exclusive=True), disks=(DATA,)).machine.id
+    except (HostError, NoCapacityError) as exc:
         if died.name not in str(exc):
             raise
         return None

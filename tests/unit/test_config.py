@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from driver.config import (
     CoresConfig,
+    DiskConfig,
     InterfaceConfig,
     PluginConfig,
     TaskConfig,
@@ -488,7 +489,7 @@ def test_all_complaints_about_a_task_come_at_once() -> None:
         "numa": "any",
         "vcpus": 300,
         "hostname": "a_b",
-        "disk": [{"name": "a"}, {"name": "b"}],
+        "disk": [{"name": "a"}, {"name": "B", "size": "1GiB", "rate_limit": "1MiB"}],
         "network_interface": [nic(network="alloc", gateway="192.168.1.1", mac="x")],
         "share": ["local"],
     }
@@ -496,13 +497,15 @@ def test_all_complaints_about_a_task_come_at_once() -> None:
         f"firmware = 'uefi': {NOT_BUILT}",
         f"tpm = true: {NOT_BUILT}",
         "numa = 'any': expected prefer, strict or spread",
-        f"disk {{ … }}: {NOT_BUILT}",
+        f"disk[1].rate_limit = '1MiB': {NOT_BUILT}",
         f"network_interface[0].network = 'alloc': {NOT_BUILT}",
         f"network_interface[0].gateway = '192.168.1.1': {NOT_BUILT}",
         f"share = ['local']: {NOT_BUILT}",
         f"hostname = 'a_b': {RFC1123}",
         "image_format: expected raw or qcow2, because the name 'x.img' does not say",
         f"vcpus = 300: {VCPUS}",
+        "disk[0]: expected size (a new disk) or source (a file's content), both are missing",
+        "disk[1].name = 'B': expected a lower case letter, then at most 15 of a-z 0-9 _ -",
         f"network_interface[0].mac = 'x': {MAC}",
     ]
 
@@ -540,10 +543,10 @@ def test_each_task_key_that_is_not_built_is_refused_by_name(path: str, value: ob
 
 
 @pytest.mark.parametrize(("path", "value"), [case for case in unbuilt(TASK) if "." in case[0]])
-def test_each_interface_key_that_is_not_built_is_refused_by_name(path: str, value: object) -> None:
+def test_each_key_of_a_block_that_is_not_built_is_refused_by_name(path: str, value: object) -> None:
     block, _, key = path.partition(".")
-    assert block == "network_interface"
-    assert refused_task(IMAGE | {block: [nic(**{key: value})]}) == f"{block}[0].{key} = {value!r}: {NOT_BUILT}"
+    good = nic(**{key: value}) if block == "network_interface" else {"name": "d", "size": "1GiB", key: value}
+    assert refused_task(IMAGE | {block: [good]}) == f"{block}[0].{key} = {value!r}: {NOT_BUILT}"
 
 
 @pytest.mark.parametrize(("path", "value"), [case for case in unbuilt(PLUGIN) if "network." not in case[0]])
@@ -559,7 +562,6 @@ def test_networks_of_later_modes_are_refused_by_name(mode: str) -> None:
 
 
 def test_blocks_that_are_not_built_are_refused_by_name() -> None:
-    assert refused_task(IMAGE | {"disk": [{"name": "a"}]}) == f"disk {{ … }}: {NOT_BUILT}"
     assert refused_plugin({"nfs": {"vms": {"server": "x"}}}) == f"nfs {{ … }}: {NOT_BUILT}"
 
 
@@ -567,6 +569,7 @@ def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
     """Whoever builds a key takes it out here: nothing becomes accepted by accident."""
     assert sorted({path for path, _ in unbuilt(TASK)}) == [
         "balloon",
+        "disk.rate_limit",
         "firmware",
         "guest_os",
         "hypervisor",
@@ -596,3 +599,46 @@ def test_the_fake_hypervisor_works_only_where_it_was_enabled(monkeypatch: pytest
     monkeypatch.setenv("CHV_ENABLE_FAKE", "1")
     assert task(KERNEL | {"hypervisor": "fake"}).hypervisor == "fake"
     assert plugin({"hypervisor": "fake"}).hypervisor == "fake"
+
+
+# -- disks -----------------------------------------------------------------------------------------------------------
+
+
+def test_disks_are_what_their_blocks_say() -> None:
+    blocks = [
+        {"name": "data", "size": "10GiB", "persistent": True},
+        {"name": "iso", "source": "local/x.raw", "readonly": True, "serial": "ISO-1"},
+        {"name": "copy", "source": "local/x.img", "format": "qcow2", "size": "1GiB"},
+    ]
+    assert task(IMAGE | {"disk": blocks}).disks == (
+        DiskConfig(name="data", format="raw", size_bytes=10 << 30, persistent=True, serial="data"),
+        DiskConfig(name="iso", format="raw", source="local/x.raw", readonly=True, serial="ISO-1"),
+        DiskConfig(name="copy", format="qcow2", source="local/x.img", size_bytes=1 << 30, serial="copy"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "complaint"),
+    [
+        ({"size": "1GiB"}, "disk[0].name = '': expected a lower case letter, then at most 15 of a-z 0-9 _ -"),
+        ({"name": "d,x", "size": "1GiB"}, "disk[0].name = 'd,x': expected a lower case letter, then at most 15 of"),
+        ({"name": "d", "size": "10G"}, "disk[0].size = '10G': expected GiB (1024³) or GB (1000³) after the number"),
+        ({"name": "d", "size": "0"}, "disk[0].size = '0': expected more than nothing"),
+        ({"name": "d", "source": "nfs://vms/x.raw"}, f"disk[0].source = 'nfs://vms/x.raw': {NOT_BUILT}"),
+        ({"name": "d", "source": "local/x.iso"}, "disk[0].format: expected raw or qcow2, because the name 'x.iso'"),
+        ({"name": "d", "source": "x.raw", "size": "1MiB", "readonly": True}, "disk[0].size = '1MiB': does not go with"),
+        (
+            {"name": "d", "source": "x.raw", "size": "1MiB", "persistent": True},
+            "disk[0].source = 'x.raw': a persistent",
+        ),
+        ({"name": "d", "size": "1MiB", "serial": "a,b"}, "disk[0].serial = 'a,b': expected at most 20 letters, digits"),
+        ({"name": "d", "size": "1MiB", "format": "vmdk"}, "disk[0].format = 'vmdk': expected"),
+    ],
+)
+def test_a_disk_block_that_cannot_be_is_refused_by_key(block: dict[str, Any], complaint: str) -> None:
+    assert refused_task(IMAGE | {"disk": [block]}).startswith(complaint)
+
+
+def test_a_disks_name_is_there_once() -> None:
+    disk = {"name": "d", "size": "1MiB"}
+    assert refused_task(IMAGE | {"disk": [disk, disk]}) == "disk[1].name = 'd': the same as disk[0].name"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmlib import cgroup, cpuset, files, process
+from vmlib import cgroup, cpuset, living, process
 from vmlib.cores import confine, plan
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.ledger import Book, Ledger, read_entries, reconcile
@@ -296,27 +296,12 @@ class Cores:
 
     def _lives(self, entry: Entry) -> bool:
         """A process of it lives, its cgroup is not empty, or somebody is starting it or taking it back right now."""
-        run = RunPaths(Path(entry.run_dir))
-        for file in (run.vmm, run.keeper):
-            if (who := process.load_identity(file)) is not None and process.alive(who):
-                return True
-        if _processes(entry.id):
-            return True
-        try:
-            # A keeper that has not said its name yet.
-            with files.locked(run.keeper_lock, blocking=False):
-                pass
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            return True
-        try:
-            with files.locked(self._layout.machine(entry.name).lock, blocking=False):
-                return False
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
+        run_dir = Path(entry.run_dir)
+        return (
+            living.vmm_or_keeper_lives(run_dir)
+            or bool(_processes(entry.id))
+            or living.being_handled(self._layout, entry.name)
+        )
 
 
 def drain(layout: Layout, machine_id: str) -> None:

@@ -9,14 +9,12 @@ import os
 from pathlib import Path
 
 from vmlib.disk.copy import clone_or_copy, made_beside, told
+from vmlib.disk.grow import grow_qcow2, make_empty, open_grown
 from vmlib.disk.image import ImageInfo, check_image, in_words, whole_sectors
 from vmlib.errors import SpecError
 from vmlib.files import open_ref, write_atomic
-from vmlib.process import run_tool
 from vmlib.resources import DiskAttachment, OpenFile
-from vmlib.spec import RootDisk
-
-_TOOL_TIMEOUT_S = 60.0  # creating and growing touch metadata only
+from vmlib.spec import DiskFormat, FileRef, RootDisk
 
 
 def prepare_root(root: RootDisk, into: Path, *, max_virtual_bytes: int, qemu_img: str = "qemu-img") -> DiskAttachment:
@@ -32,18 +30,20 @@ def prepare_root(root: RootDisk, into: Path, *, max_virtual_bytes: int, qemu_img
     return _prepare_overlay(root, into / "root-overlay.qcow2", max_virtual_bytes, qemu_img)
 
 
-def wanted_size_bytes(info: ImageInfo, root_size_bytes: int | None, *, max_virtual_bytes: int) -> int:
+def wanted_size_bytes(
+    info: ImageInfo, size_bytes: int | None, *, max_virtual_bytes: int, key: str = "root_size"
+) -> int:
     """The size that the guest shall see. Raises SpecError when the job asks for less than the image has."""
-    if root_size_bytes is None:
+    if size_bytes is None:
         return info.virtual_size_bytes
-    if root_size_bytes < info.virtual_size_bytes:
+    if size_bytes < info.virtual_size_bytes:
         raise SpecError(
-            f"root_size = {in_words(root_size_bytes)}: smaller than the image, which has"
+            f"{key} = {in_words(size_bytes)}: smaller than the image, which has"
             f" {in_words(info.virtual_size_bytes)}; a disk grows and never shrinks"
         )
-    size = whole_sectors(root_size_bytes)
+    size = whole_sectors(size_bytes)
     if size > max_virtual_bytes:
-        raise SpecError(f"root_size = {in_words(size)}: expected at most {in_words(max_virtual_bytes)}")
+        raise SpecError(f"{key} = {in_words(size)}: expected at most {in_words(max_virtual_bytes)}")
     return size
 
 
@@ -60,11 +60,10 @@ def _prepare_overlay(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_im
             else:
                 # The note first: an overlay without it could not be told from one over another image.
                 write_atomic(_note_of(path), json.dumps(_identity(image_fd)).encode())
-                with made_beside(path) as (_, beside):
-                    run_tool(
-                        [qemu_img, "create", "-q", "-f", "qcow2", str(beside), str(size)], timeout_s=_TOOL_TIMEOUT_S
-                    )
-            fd = _open_grown(path, "qcow2", size, max_virtual_bytes, qemu_img)
+                make_empty(path, "qcow2", size, qemu_img=qemu_img)
+            fd = open_grown(
+                path, "qcow2", size, what="root disk", max_virtual_bytes=max_virtual_bytes, qemu_img=qemu_img
+            )
     except BaseException:
         os.close(image_fd)
         raise
@@ -78,57 +77,53 @@ def _prepare_overlay(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_im
 
 
 def _prepare_copy(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_img: str) -> DiskAttachment:
-    # A copy that is there already stands for itself: its image may have changed or gone since.
-    if not path.exists():
-        _copy(root, path, max_virtual_bytes, qemu_img)
     with told(f"root disk {path}"):
-        fd = _open_grown(path, root.format, root.size_bytes or 0, max_virtual_bytes, qemu_img)
+        fd = open_copy(
+            root.image,
+            path,
+            format_=root.format,
+            size_bytes=root.size_bytes,
+            key="image",
+            size_key="root_size",
+            max_virtual_bytes=max_virtual_bytes,
+            qemu_img=qemu_img,
+        )
     return DiskAttachment(name="root", file=OpenFile(fd=fd, path=path), format=root.format)
 
 
-def _copy(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_img: str) -> None:
-    image_fd = open_ref(root.image, key="image")
-    try:
-        # Before the copy, because that may take long, and of the copy, because the image may change meanwhile.
-        info = check_image(
-            image_fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
-        )
-        wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
-        with told(f"root disk {path}"), made_beside(path) as (fd, beside):
-            clone_or_copy(image_fd, fd)
-            info = check_image(
-                fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
-            )
-            size = wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
-            if root.format == "raw":
-                os.ftruncate(fd, size)
-            elif size > info.virtual_size_bytes:
-                _grow_qcow2(beside, size, qemu_img)
-    finally:
-        os.close(image_fd)
+def open_copy(
+    source: FileRef,
+    path: Path,
+    *,
+    format_: DiskFormat,
+    size_bytes: int | None,
+    key: str,
+    size_key: str,
+    max_virtual_bytes: int,
+    qemu_img: str = "qemu-img",
+) -> int:
+    """Open the copy of an image at `path` for writing, and make it first when there is none.
 
-
-def _open_grown(path: Path, format_: str, size: int, max_virtual_bytes: int, qemu_img: str) -> int:
-    """Open a disk of ours for writing, after it was made at least `size` bytes large."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        if format_ == "raw":
-            # No look at the content: it is the guest's, and it is never opened as anything but raw.
-            if os.fstat(fd).st_size < size:
-                os.ftruncate(fd, whole_sectors(size))
-        else:
-            # A VMM has had this file open for writing, so its header is checked again before a tool reads it.
-            info = check_image(fd, declared="qcow2", key="root disk", path=path, max_virtual_bytes=max_virtual_bytes)
-            if info.virtual_size_bytes < size:
-                _grow_qcow2(path, whole_sectors(size), qemu_img)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _grow_qcow2(path: Path, size: int, qemu_img: str) -> None:
-    run_tool([qemu_img, "resize", "-q", "-f", "qcow2", str(path), str(size)], timeout_s=_TOOL_TIMEOUT_S)
+    A copy that is there already stands for itself: its image may have changed or gone since. The caller owns the
+    descriptor. Raises SpecError, HostError, OSError; nothing partial stays.
+    """
+    if not path.exists():
+        image_fd = open_ref(source, key=key)
+        try:
+            # Before the copy, because that may take long, and of the copy, because the image may change meanwhile.
+            info = check_image(image_fd, declared=format_, key=key, path=source, max_virtual_bytes=max_virtual_bytes)
+            wanted_size_bytes(info, size_bytes, max_virtual_bytes=max_virtual_bytes, key=size_key)
+            with made_beside(path) as (fd, beside):
+                clone_or_copy(image_fd, fd)
+                info = check_image(fd, declared=format_, key=key, path=source, max_virtual_bytes=max_virtual_bytes)
+                size = wanted_size_bytes(info, size_bytes, max_virtual_bytes=max_virtual_bytes, key=size_key)
+                if format_ == "raw":
+                    os.ftruncate(fd, size)
+                elif size > info.virtual_size_bytes:
+                    grow_qcow2(beside, size, qemu_img)
+        finally:
+            os.close(image_fd)
+    return open_grown(path, format_, size_bytes or 0, what=key, max_virtual_bytes=max_virtual_bytes, qemu_img=qemu_img)
 
 
 def _note_of(path: Path) -> Path:

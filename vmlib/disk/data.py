@@ -1,0 +1,89 @@
+"""The further disks of a machine, each as an open file."""
+
+import os
+from pathlib import Path
+
+from vmlib.disk.copy import told
+from vmlib.disk.grow import make_empty, open_grown
+from vmlib.disk.image import check_image, in_words, whole_sectors
+from vmlib.disk.persistent import Holder, PersistentDisks
+from vmlib.disk.root import open_copy
+from vmlib.errors import SpecError
+from vmlib.files import open_ref
+from vmlib.resources import DiskAttachment, OpenFile
+from vmlib.spec import DiskSpec
+
+
+def prepare_disk(
+    disk: DiskSpec, index: int, into: Path, *, persistent: PersistentDisks, holder: Holder, max_virtual_bytes: int
+) -> tuple[DiskAttachment, str]:
+    """Make disk number `index` of a machine in the directory `into`, or open what an earlier start made there.
+
+    Returns it, whose descriptor is the caller's, and what to tell of it ("" = nothing). A persistent disk is the
+    holder's until it is released. Raises SpecError, NoCapacityError, HostError.
+    """
+    what = f"disk[{index}]"
+    if disk.size_bytes is not None and whole_sectors(disk.size_bytes) > max_virtual_bytes:
+        raise SpecError(f"{what}.size = {in_words(disk.size_bytes)}: expected at most {in_words(max_virtual_bytes)}")
+    told_of = ""
+    if disk.persistent is not None:
+        assert disk.size_bytes is not None
+        taken = persistent.take(
+            disk.persistent,
+            format=disk.format,
+            size_bytes=disk.size_bytes,
+            max_virtual_bytes=max_virtual_bytes,
+            holder=holder,
+            what=what,
+        )
+        file = taken.file
+        if taken.created:
+            told_of = f"disk created: persistent disk {disk.name!r} is new and empty, {in_words(disk.size_bytes)}"
+    elif disk.readonly:
+        file = _open_readonly(disk, what, max_virtual_bytes)
+    else:
+        file = _open_own(disk, what, into / f"data-{disk.name}.{disk.format}", max_virtual_bytes)
+    attachment = DiskAttachment(
+        name=f"data{index}", file=file, format=disk.format, readonly=disk.readonly, serial=disk.serial
+    )
+    return attachment, told_of
+
+
+def _open_readonly(disk: DiskSpec, what: str, max_virtual_bytes: int) -> OpenFile:
+    assert disk.source is not None
+    key = f"{what}.source"
+    fd = open_ref(disk.source, key=key)
+    file = OpenFile(fd=fd, path=disk.source.root / disk.source.relative)
+    try:
+        check_image(fd, declared=disk.format, key=key, path=disk.source, max_virtual_bytes=max_virtual_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return file
+
+
+def _open_own(disk: DiskSpec, what: str, path: Path, max_virtual_bytes: int) -> OpenFile:
+    with told(f"{what} {path}"):
+        if disk.source is not None:
+            fd = open_copy(
+                disk.source,
+                path,
+                format_=disk.format,
+                size_bytes=disk.size_bytes,
+                key=f"{what}.source",
+                size_key=f"{what}.size",
+                max_virtual_bytes=max_virtual_bytes,
+            )
+        else:
+            assert disk.size_bytes is not None
+            if not path.exists():
+                make_empty(path, disk.format, disk.size_bytes)
+            fd = open_grown(
+                path,
+                disk.format,
+                disk.size_bytes,
+                what=what,
+                size_key=f"{what}.size",
+                max_virtual_bytes=max_virtual_bytes,
+            )
+    return OpenFile(fd=fd, path=path)
