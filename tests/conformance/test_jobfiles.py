@@ -13,6 +13,8 @@ from driver.schema import task_spec
 from tests.conformance.encoder import Encoder
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "nomad-jobs").rglob("*.nomad.hcl"))
+# With blocks that the embedded host refuses.
+FOR_AGENTS = {"tokens.nomad.hcl"}
 _REFERENCE = re.compile(r"(?<!\$)\$\{([A-Za-z_][\w.-]*)\}")
 
 
@@ -26,7 +28,7 @@ def test_whole_file_is_read_alike(encoder: Encoder, path: Path) -> None:
     assert config_json(parse(text, path)) == encoder.tree(text)
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [one for one in JOBS if one.name not in FOR_AGENTS], ids=lambda path: path.name)
 def test_config_reaches_the_driver_alike(encoder: Encoder, path: Path) -> None:
     text = path.read_text()
     job = read_job(path)
