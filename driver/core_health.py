@@ -52,31 +52,6 @@ def core_findings(
     )
 
 
-def core_warnings(
-    config: CoresConfig,
-    topology: Topology,
-    *,
-    usable: AbstractSet[int] = frozenset(),
-    withheld: AbstractSet[int] = frozenset(),
-    reserved: AbstractSet[int] = frozenset(),
-    mhz: Mapping[int, int] | None = None,
-    cgroups: Literal["v1", "hybrid", "v2", "none", ""] = "",
-    partition: str = "",
-) -> tuple[str, ...]:
-    """The findings as sentences for the health text."""
-    found = core_findings(
-        config,
-        topology,
-        usable=usable,
-        withheld=withheld,
-        reserved=reserved,
-        mhz=mhz,
-        cgroups=cgroups,
-        partition=partition,
-    )
-    return tuple(map(str, found))
-
-
 def core_facts(host: Host, entries: Iterable[Entry], *, mhz_floor: int) -> CoreFacts:
     """The node's whole cores as attributes."""
     known = list(entries)

@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 from driver._pb import base_pb2
 from driver.config import PluginConfig, decode_plugin_config
-from driver.core_health import core_facts, core_warnings
+from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
 from driver.fingerprint import CoreFacts, NodeFacts
 from driver.handle import Handle
@@ -201,7 +201,7 @@ class Node:
             publish(self.layout.cores, host, mhz=self.nomad.mhz)
         state = machines.cores.partition()
         groups = cgroup.read_layout()
-        warnings = core_warnings(
+        findings = core_findings(
             self.config.cores,
             host.topology,
             usable=self.nomad.usable,
@@ -211,7 +211,7 @@ class Node:
             cgroups=groups.kind,
             partition=state,
         )
-        return core_facts(host, entries, mhz_floor=self.mhz_floor), warnings
+        return core_facts(host, entries, mhz_floor=self.mhz_floor), tuple(map(str, findings))
 
     def _networks(self) -> tuple[tuple[str, str], ...]:
         return tuple((name, "user") for name in self.config.networks)

@@ -1,8 +1,10 @@
 """An agent waits for the plugin's start three times before its API opens: what is not needed yet stays unloaded."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -49,9 +51,11 @@ def plugin_environment(short_dir: Path) -> dict[str, str]:
     }
 
 
-def test_the_driver_starts_without_what_it_does_not_need_yet(short_dir: Path) -> None:
+@contextlib.contextmanager
+def watched(name: str, short_dir: Path) -> Iterator[tuple[grpc.Channel, Path]]:
+    """The plugin of that name, and a file with everything that it imports; it ends when it is told to."""
     imports = short_dir / "imports"
-    command = [sys.executable, "-c", WATCHED, str(imports)]
+    command = [sys.executable, "-c", WATCHED.replace('"chv"', f'"{name}"'), str(imports)]
     with subprocess.Popen(
         command, env=plugin_environment(short_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as plugin:
@@ -62,47 +66,40 @@ def test_the_driver_starts_without_what_it_does_not_need_yet(short_dir: Path) ->
             if not line:
                 pytest.fail(f"the plugin did not start:\n{plugin.stderr.read().decode()}")
             with grpc.insecure_channel(f"unix:{parse_line(line).address}") as channel:
-                base = base_pb2_grpc.BasePluginStub(channel)
-                info = base.PluginInfo(base_pb2.PluginInfoRequest(), timeout=10)
-                assert base.ConfigSchema(base_pb2.ConfigSchemaRequest(), timeout=10).spec.object.attributes
-                base.SetConfig(base_pb2.SetConfigRequest(msgpack_config=b"\x80"), timeout=10)
-                driver = driver_pb2_grpc.DriverStub(channel)
-                driver.TaskConfigSchema(driver_pb2.TaskConfigSchemaRequest(), timeout=10)
+                yield channel, imports
                 controller_pb2_grpc.GRPCControllerStub(channel).Shutdown(controller_pb2.Empty(), timeout=2)
             assert plugin.wait(5) == 0
         finally:
             plugin.kill()
+
+
+def too_early(loaded: set[str], *more: str) -> list[str]:
+    return sorted(name for name in loaded for no in (*NOT_YET, *more) if name == no or name.startswith(f"{no}."))
+
+
+def test_the_driver_starts_without_what_it_does_not_need_yet(short_dir: Path) -> None:
+    with watched("chv", short_dir) as (channel, imports):
+        base = base_pb2_grpc.BasePluginStub(channel)
+        info = base.PluginInfo(base_pb2.PluginInfoRequest(), timeout=10)
+        assert base.ConfigSchema(base_pb2.ConfigSchemaRequest(), timeout=10).spec.object.attributes
+        base.SetConfig(base_pb2.SetConfigRequest(msgpack_config=b"\x80"), timeout=10)
+        driver_pb2_grpc.DriverStub(channel).TaskConfigSchema(driver_pb2.TaskConfigSchemaRequest(), timeout=10)
     assert info.name == "chv"
     loaded = set(imports.read_text().split())
     assert {"grpc", "driver.task_driver"} <= loaded
-    assert sorted(name for name in loaded for no in NOT_YET if name == no or name.startswith(f"{no}.")) == []
+    assert too_early(loaded) == []
 
 
 def test_the_device_plugin_starts_without_the_driver(short_dir: Path) -> None:
-    imports = short_dir / "imports"
-    command = [sys.executable, "-c", WATCHED.replace('"chv"', '"chv-cores"'), str(imports)]
-    with subprocess.Popen(
-        command, env=plugin_environment(short_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as plugin:
-        assert plugin.stdout is not None
-        assert plugin.stderr is not None
-        try:
-            line = plugin.stdout.readline().decode()
-            if not line:
-                pytest.fail(f"the plugin did not start:\n{plugin.stderr.read().decode()}")
-            with grpc.insecure_channel(f"unix:{parse_line(line).address}") as channel:
-                base = base_pb2_grpc.BasePluginStub(channel)
-                info = base.PluginInfo(base_pb2.PluginInfoRequest(), timeout=10)
-                base.SetConfig(base_pb2.SetConfigRequest(msgpack_config=b"\x80"), timeout=10)
-                controller_pb2_grpc.GRPCControllerStub(channel).Shutdown(controller_pb2.Empty(), timeout=2)
-            assert plugin.wait(5) == 0
-        finally:
-            plugin.kill()
+    with watched("chv-cores", short_dir) as (channel, imports):
+        base = base_pb2_grpc.BasePluginStub(channel)
+        info = base.PluginInfo(base_pb2.PluginInfoRequest(), timeout=10)
+        base.SetConfig(base_pb2.SetConfigRequest(msgpack_config=b"\x80"), timeout=10)
     assert info.name == "chv-cores"
     loaded = set(imports.read_text().split())
     assert {"grpc", "driver.cores_device"} <= loaded
-    not_yet = {*NOT_YET, "driver.task_driver", "driver.node", "driver.config", "vmlib.machine", "vmlib.cores"}
-    assert sorted(name for name in loaded for no in not_yet if name == no or name.startswith(f"{no}.")) == []
+    unwanted = ("driver.task_driver", "driver.node", "driver.config", "vmlib.machine", "vmlib.cores")
+    assert too_early(loaded, *unwanted) == []
 
 
 def test_without_the_cookie_it_is_a_tool(chv: Path) -> None:

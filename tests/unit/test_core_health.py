@@ -6,7 +6,7 @@ import pytest
 
 from driver.cli.doctor import Check, core_checks
 from driver.config import CoresConfig, decode_plugin_config
-from driver.core_health import core_facts, core_findings, core_warnings
+from driver.core_health import core_facts, core_findings
 from driver.fingerprint import CoreFacts
 from vmlib.cores.plan import Host, Policy
 from vmlib.cores.topology import Core, NumaNode, Topology
@@ -24,7 +24,7 @@ REST = frozenset({0, 1, 4, 5})
 
 
 def said(config: CoresConfig, **of_the_host: Any) -> tuple[str, ...]:
-    return core_warnings(config, SMT, **of_the_host)
+    return tuple(map(str, core_findings(config, SMT, **of_the_host)))
 
 
 def test_a_block_that_fits_says_nothing() -> None:
