@@ -244,8 +244,11 @@ class Host:
         return found
 
     def _works_here(self, pid: int) -> bool:
-        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-        return any(link.startswith(str(self.directory)) for link in links)
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if os.readlink(link).startswith(str(self.directory)):
+                    return True
+        return False
 
     def elsewhere(self, spec: MachineSpec, *, do: str = "start", failpoint: str = "") -> "subprocess.Popen[bytes]":
         """Start (or settle) that machine from another process, which dies at `failpoint` if one is named."""

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import os
 import pwd
+import re
 import shlex
 import shutil
 import subprocess
@@ -44,12 +45,18 @@ TOPOLOGY = (
 # noinit_itable: no work in the background on a disk that is thrown away.
 CMDLINE = (
     "root=/dev/nvme0n1 rw rootflags=noinit_itable init=/lab-init console=ttyS0 quiet panic=-1 tsc=reliable "
-    "mitigations=off"
+    "mitigations=off transparent_hugepage=never"
 )
+# The emulator can lose an interrupt for a CPU that runs a nested guest; that CPU then never answers the others again.
+FAULT = re.compile(r"watchdog: BUG: soft lockup|rcu: INFO: \w+ detected stalls")
 
 
 class RoundError(Exception):
     """The node did not get to the end of its round; the message says how far it got."""
+
+
+class NodeFaultError(RoundError):
+    """The emulator beneath the node failed, which says nothing of what was tested. Names the kernel's own words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +185,7 @@ def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable
     assert process.stdout is not None
     assert process.stderr is not None
     late = threading.Event()
+    fault = ""
 
     def kill() -> None:
         late.set()
@@ -195,8 +203,12 @@ def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable
     timer.start()
     errors.start()
     try:
-        for line in process.stdout:
-            tell(line.decode(errors="replace").rstrip("\r\n"))
+        for raw in process.stdout:
+            line = raw.decode(errors="replace").rstrip("\r\n")
+            tell(line)
+            if not fault and FAULT.search(line):
+                fault = line.strip()
+                process.kill()
         process.wait()
     except BaseException:
         process.kill()
@@ -204,6 +216,8 @@ def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable
     finally:
         timer.cancel()
         errors.join()
+    if fault:
+        raise NodeFaultError(f"a CPU of the node hangs: {fault}")
     return not late.is_set()
 
 

@@ -1,6 +1,7 @@
 """Boots the lab node once and has it run all other tests of this tier. Each of them is a subtest here."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,17 +38,28 @@ def outcomes(junit: Path) -> Iterator[Inner]:
             yield Inner(name=name, outcome="passed")
 
 
-@pytest.mark.timeout(ROUND_S + 300)
+@pytest.mark.timeout(2 * ROUND_S + 300)
 def test_what_only_the_node_can_show(
-    tmp_path: Path, cache: Path, subtests: pytest.Subtests, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    cache: Path,
+    subtests: pytest.Subtests,
+    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     # The console is captured: it is shown when the test fails.
-    done = node.run(COMMAND, cache=cache, files=tmp_path, timeout_s=ROUND_S)
+    retries = 0
+    try:
+        done = node.run(COMMAND, cache=cache, files=tmp_path / "first", timeout_s=ROUND_S)
+    except node.NodeFaultError as exc:
+        retries = 1
+        warnings.warn(f"the lab's round was done again: {exc}", stacklevel=1)
+        done = node.run(COMMAND, cache=cache, files=tmp_path / "second", timeout_s=ROUND_S)
+    record_property("lab_retries", retries)
     assert done.rc in {0, FAILED_TESTS}, f"pytest in the node ended with {done.rc}"
-    found = list(outcomes(tmp_path / "junit.xml"))
+    found = list(outcomes(done.files / "junit.xml"))
     assert found, "the node ran no test"
     with capsys.disabled():
-        print(f"\nlab node, {done.took_s:.0f} s:")
+        print(f"\nlab node, {done.took_s:.0f} s, {retries} retries:")
         for inner in found:
             print(f"  {inner.outcome:7} {inner.name} {inner.text if inner.outcome == 'skipped' else ''}".rstrip())
     for inner in found:
