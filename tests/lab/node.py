@@ -30,6 +30,7 @@ CHECKOUT = Path(__file__).parent.parent.parent
 LEFT_OUT = (".git", ".cache", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist")
 RESULTS_MIB = 256
 ROUND_S = 600.0
+SILENT_S = 180.0  # longer than the longest test, whose name stands on the console when it begins
 # How much longer a thing takes in there than on the host: for time limits.
 SLOWER = 15
 
@@ -185,7 +186,7 @@ def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable
     assert process.stdout is not None
     assert process.stderr is not None
     late = threading.Event()
-    fault = ""
+    fault, heard = "", time.monotonic()
 
     def kill() -> None:
         late.set()
@@ -198,12 +199,23 @@ def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable
             if b"TCG doesn't support requested feature" not in line:
                 tell(f"qemu: {line.decode(errors='replace').rstrip()}")
 
+    def watch_silence() -> None:
+        nonlocal fault
+        while process.poll() is None:
+            if not fault and time.monotonic() - heard > SILENT_S:
+                fault = f"it has said nothing for {SILENT_S:g} s"
+                process.kill()
+            time.sleep(1)
+
     timer = threading.Timer(timeout_s, kill)
+    silence = threading.Thread(target=watch_silence)
     errors = threading.Thread(target=tell_errors)
     timer.start()
     errors.start()
+    silence.start()
     try:
         for raw in process.stdout:
+            heard = time.monotonic()
             line = raw.decode(errors="replace").rstrip("\r\n")
             tell(line)
             if not fault and FAULT.search(line):
@@ -216,8 +228,9 @@ def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable
     finally:
         timer.cancel()
         errors.join()
+        silence.join()
     if fault:
-        raise NodeFaultError(f"a CPU of the node hangs: {fault}")
+        raise NodeFaultError(f"the node hangs: {fault}")
     return not late.is_set()
 
 
