@@ -229,7 +229,10 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             if self.store.get(config.id) is None:  # a second call may have been faster
                 self.store.add(config, machine)
                 if handle.layout != self.node.layout:  # the operator has changed data_dir since
-                    await self.offload("recover", self.node.cores.adopt, handle.layout.ledger, machine.id)
+                    try:
+                        await self.offload("recover", self.node.cores.adopt, handle.layout.ledger, machine.id)
+                    except (OSError, VmError) as exc:  # a refusal now would end a machine that is well
+                        log.warning("cores not taken over machine=%s: %s", machine.id, exc)
                 self.watch.wake()
         return pb.RecoverTaskResponse()
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,26 @@ def test_threads_are_back_on_their_cores_after_the_group_was_narrowed_and_widene
     assert (vcpus(one), others(one)) == (where, rest)
     assert kvm_host.machines.cores.reconcile() == []
     one.machine.destroy()
+
+
+def test_a_partition_waits_for_machines_from_before_it_and_does_them_no_harm(kvm_host: KvmHost) -> None:
+    dedicated = Policy(usable=frozenset({0, 1, 2, 3}), dedicated=frozenset({4, 5, 6, 7}), dedicated_only=True)
+    kvm_host.policy = dedicated
+    one = kvm_host.start(cores=EXCLUSIVE)
+    where, (rest,) = vcpus(one), others(one)
+    kvm_host.policy = replace(dedicated, partition="root")
+    cores = kvm_host.machines.cores
+    assert cores.partition() == "alloc/web started before there was one: restart it"
+    assert [notice.kind for notice in cores.reconcile()] == ["partition invalid"]
+    assert vcpus(one) == where
+    assert others(one) == {str(where[0]), rest}  # its VMM is inside from now on, its keeper is not
+    one.machine.destroy()
+    assert cores.partition() == ""
+    two = kvm_host.start(cores=EXCLUSIVE)
+    kvm_host.policy = dedicated
+    assert kvm_host.machines.cores.partition() == ""  # given back
+    assert kvm_host.machines.cores.reconcile() == []
+    two.machine.destroy()
 
 
 async def test_the_embedded_host_runs_a_machine_on_cores_of_one_node(guest: Guest, chv: Path, short_dir: Path) -> None:

@@ -179,7 +179,9 @@ class Cores:
         names = [
             entry.name
             for entry in read_entries(self._layout.ledger)
-            if not plan.in_partition(host, entry.placement) and (top / run_key(entry.id) / "vmm").exists()
+            # A keeper's place is outside also when its VMM's is not.
+            if (top / run_key(entry.id) / "keeper").exists()
+            or (not plan.in_partition(host, entry.placement) and (top / run_key(entry.id) / "vmm").exists())
         ]
         return f"{', '.join(names)} started before there was one: restart it" if names else ""
 
@@ -275,6 +277,8 @@ class Cores:
         if book.quarantined:
             log.warning("ledger not usable: %s; it is kept as %s and made anew", book.reason, book.quarantined)
         missing = [entry for entry in self._known() if entry.id not in book.entries and _vmm_lives(entry)]
+        if not missing:
+            return []
         said = reconcile(book, boot_id=process.boot_id(), lives=self._lives, all_known=missing, started_at=_vmm_started)
         for sentence in said:
             log.info("ledger: %s", sentence)
