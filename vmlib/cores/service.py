@@ -165,8 +165,8 @@ class Cores:
             if top is None or cgroup.read_layout().kind != "v2":
                 return "needs cgroup v2"
             if not host.policy.dedicated or host.dedicated != host.policy.dedicated:
-                why = f"the scheduler shares out CPU {format_cpus(host.policy.dedicated - host.dedicated)} of it"
-                return state if "invalid" in state else why
+                # More than the kernel's "invalid (not exclusive)", which it has become or is about to, would tell.
+                return f"the scheduler shares out CPU {format_cpus(host.policy.dedicated - host.dedicated)} of it"
             if state != host.policy.partition and (why := self._strangers_inside(host, top)):
                 return why
             cpuset.set_partition(top, host.dedicated, host.policy.partition)
