@@ -1,11 +1,14 @@
 """The header check, against images built by hand: what leads out of the file is refused before any tool sees it."""
 
+import contextlib
 import os
 import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmlib.disk.image import HEAD_BYTES, ImageInfo, check_image, in_words, inspect
@@ -14,6 +17,7 @@ from vmlib.spec import DiskFormat
 
 GIB = 1 << 30
 LIMIT = 100 * GIB
+FILE_BYTES = 16 << 20
 
 
 def qcow2(
@@ -25,14 +29,34 @@ def qcow2(
     size: int = GIB,
     crypt: int = 0,
     incompatible: int = 0,
+    l1_entries: int | None = None,
+    l1_at: int | None = None,
+    refcounts_at: int | None = None,
+    refcount_clusters: int = 1,
+    snapshots: int = 0,
+    snapshots_at: int = 0,
+    refcount_order: int = 4,
     header_len: int = 104,
     extensions: bytes = b"\0" * 8,
     length: int = HEAD_BYTES,
 ) -> bytes:
+    """The first bytes of an image as `qemu-img create` lays it out, unless told otherwise."""
+    cluster = 1 << min(max(cluster_bits, 9), 21)
+    if l1_entries is None:
+        reach = cluster // (16 if incompatible & 16 else 8) * cluster
+        l1_entries = min(-(-size // reach), 2**32 - 1)
     head = b"QFI\xfb" + struct.pack(">IQIIQI", version, backing_at, backing_len, cluster_bits, size, crypt)
-    head = head.ljust(72, b"\0")
+    head += struct.pack(
+        ">IQQIIQ",
+        l1_entries,
+        3 * cluster if l1_at is None else l1_at,
+        cluster if refcounts_at is None else refcounts_at,
+        refcount_clusters,
+        snapshots,
+        snapshots_at,
+    )
     if version >= 3:
-        head += struct.pack(">QQQII", incompatible, 0, 0, 4, header_len)
+        head += struct.pack(">QQQII", incompatible, 0, 0, refcount_order, header_len)
     return (head + extensions).ljust(length, b"\0")[:length]
 
 
@@ -56,10 +80,13 @@ def check(head: bytes, declared: DiskFormat, size: int | None = None) -> ImageIn
         qcow2(extensions=extension(0x6803F857, b"names" * 20) + b"\0" * 8),
         qcow2(cluster_bits=21),
         qcow2(cluster_bits=9, extensions=extension(0x6803F857, b"x" * (512 - 104 - 8))),  # fills its cluster
+        qcow2(l1_at=FILE_BYTES - 16 & -65536, l1_entries=8192),  # ends with the file
+        qcow2(snapshots=2, snapshots_at=1 << 20),
+        qcow2(refcount_order=6),
     ],
 )
 def test_a_sound_qcow2_image_passes_with_its_virtual_size(head: bytes) -> None:
-    assert check(head, "qcow2", 196_608) == ImageInfo(virtual_size_bytes=GIB)
+    assert check(head, "qcow2", FILE_BYTES) == ImageInfo(virtual_size_bytes=GIB)
 
 
 @pytest.mark.parametrize(("size", "virtual"), [(1, 512), (512, 512), (513, 1024), (GIB, GIB), (LIMIT, LIMIT)])
@@ -101,7 +128,25 @@ def test_a_raw_image_has_whole_sectors(size: int, virtual: int) -> None:
         (qcow2(length=80), "cut short after 80 bytes"),
         (qcow2(size=0), "virtual size 0"),
         (qcow2(size=LIMIT + 1), "expected at most 100 GiB"),
+        (qcow2(size=60 << 40), "virtual size 60 TiB, expected at most 100 GiB"),
         (qcow2(size=2**64 - 1), "expected at most 100 GiB"),
+        (qcow2(l1_entries=1), "L1 table of size 1, expected 2 to 4194304"),
+        (qcow2(l1_entries=0), "L1 table of size 0"),
+        (qcow2(l1_entries=2, incompatible=16), "L1 table of size 2, expected 4 to 4194304"),
+        (qcow2(l1_entries=0xFFFFFFFF), "L1 table of size 4294967295"),
+        (qcow2(l1_at=0), "L1 table at byte 0, expected a cluster of its own"),
+        (qcow2(l1_at=65536 + 512), "L1 table at byte 66048"),
+        (qcow2(l1_at=FILE_BYTES), "cut short, L1 table to byte 16777232, but the file ends at 16777216"),
+        (qcow2(l1_at=(1 << 64) - 65536), "cut short, L1 table"),
+        (qcow2(refcount_clusters=0), "refcount table of size 0, expected 1 to 128"),
+        (qcow2(refcount_clusters=129), "refcount table of size 129"),
+        (qcow2(refcounts_at=8), "refcount table at byte 8"),
+        (qcow2(refcounts_at=1 << 40), "cut short, refcount table"),
+        (qcow2(version=2, refcounts_at=1 << 40), "cut short, refcount table"),
+        (qcow2(refcount_order=7), "refcounts of 2^7 bits"),
+        (qcow2(snapshots=65537, snapshots_at=1 << 20), "snapshot table of size 65537, expected 0 to 65536"),
+        (qcow2(snapshots=1, snapshots_at=0), "snapshot table at byte 0"),
+        (qcow2(snapshots=65536, snapshots_at=15 << 20), "cut short, snapshot table"),
         (b"\xeb\x63\x90" * 100, "its header says raw, or nothing we know"),
         (b"\xfd7zXZ\0" * 100, "its header says xz-compressed"),
         (b"KDMV" * 100, "its header says vmdk"),
@@ -109,7 +154,7 @@ def test_a_raw_image_has_whole_sectors(size: int, virtual: int) -> None:
 )
 def test_what_cannot_be_a_qcow2_image_of_ours_is_refused(head: bytes, complaint: str) -> None:
     with pytest.raises(SpecError) as caught:
-        check(head, "qcow2", 196_608)
+        check(head, "qcow2", FILE_BYTES)
     assert str(caught.value).startswith("image = 'x': ")
     assert complaint in str(caught.value)
 
@@ -147,28 +192,145 @@ def test_a_raw_image_above_the_cap_is_refused() -> None:
         check(b"\xeb", "raw", LIMIT + 1)
 
 
-@given(
-    head=st.one_of(
-        st.binary(max_size=300),
-        st.builds(lambda rest: b"QFI\xfb" + rest, st.binary(max_size=300)),
-        st.builds(lambda rest: qcow2()[:104] + rest, st.binary(max_size=300)),
-        # One changed byte in a sound header.
+# ---------------------------------------------------------------------------------------------------------------------
+# whatever there is
+
+U32 = st.one_of(st.integers(0, 4), st.integers(0, 2**32 - 1), st.sampled_from([2**31, 2**32 - 8]))
+U64 = st.one_of(st.integers(0, 9).map(lambda n: n << 16), st.integers(0, 2**64 - 1), st.just(2**64 - 65536))
+FIELDS: dict[str, st.SearchStrategy[object]] = {
+    "version": st.integers(0, 4),
+    "backing_at": U64,
+    "backing_len": U32,
+    "cluster_bits": st.integers(0, 64),
+    "size": U64 | st.integers(1, LIMIT) | st.just(60 << 40),
+    "crypt": U32,
+    "incompatible": st.integers(0, 63).map(lambda bit: 1 << bit) | U64,
+    "l1_entries": U32,
+    "l1_at": U64,
+    "refcounts_at": U64,
+    "refcount_clusters": U32,
+    "snapshots": U32,
+    "snapshots_at": U64,
+    "refcount_order": U32,
+    "header_len": st.sampled_from([72, 104, 112]) | U32,
+    "extensions": st.binary(max_size=80)
+    | st.lists(
         st.builds(
-            lambda at, value: qcow2()[:at] + bytes([value]) + qcow2()[at + 1 :],
-            st.integers(0, 111),
-            st.integers(0, 255),
+            extension, st.sampled_from([1, 0x44415441, 0x0537BE77, 0x6803F857, 0xE2792ACA]), st.binary(max_size=40)
         ),
+        max_size=3,
+    ).map(lambda some: b"".join(some) + bytes(8)),
+    "length": st.integers(0, 300),
+}
+# Something is wrong with a field or two and not with all, so that each complaint has its turn and some images pass.
+HOSTILE = st.lists(
+    st.sampled_from(sorted(FIELDS)).flatmap(lambda name: st.tuples(st.just(name), FIELDS[name])), max_size=3
+).map(lambda some: qcow2(**dict(some)))  # type: ignore[arg-type]
+HEADS = st.one_of(
+    st.binary(max_size=300),
+    st.binary(max_size=300).map(lambda rest: b"QFI\xfb\0\0\0\x03" + rest),
+    st.binary(max_size=300).map(lambda rest: qcow2()[:104] + rest),
+    st.builds(
+        lambda at, value: qcow2()[:at] + bytes([value]) + qcow2()[at + 1 :], st.integers(0, 111), st.integers(0, 255)
     ),
-    size=st.integers(0, 2**63),
-    declared=st.sampled_from(["raw", "qcow2"]),
+    HOSTILE,
 )
-def test_any_bytes_give_a_size_within_the_cap_or_a_complaint(head: bytes, size: int, declared: DiskFormat) -> None:
+
+
+@settings(max_examples=300)
+@given(
+    head=HEADS, size=st.just(FILE_BYTES) | st.integers(0, 2**63), declared=st.sampled_from(["raw", "qcow2", "qcow2"])
+)
+def test_any_bytes_give_a_size_within_the_cap_or_one_line_of_complaint(
+    head: bytes, size: int, declared: DiskFormat
+) -> None:
+    complaint, info = "", None
     try:
         info = check(head, declared, size)
-    except SpecError:
+    except SpecError as exc:
+        complaint = str(exc)
+    if info is None:
+        assert complaint.startswith("image = 'x': ")
+        assert complaint.isprintable()
+        assert len(complaint) < 200
         return
     assert 0 < info.virtual_size_bytes <= LIMIT
     assert info.virtual_size_bytes % 512 == 0
+
+
+@settings(max_examples=300)
+@given(head=HOSTILE)
+def test_no_image_passes_that_leads_out_of_itself(head: bytes) -> None:
+    """By another reading of the header than the one under test: the fields by their place in the format's table."""
+    try:
+        check(head, "qcow2", FILE_BYTES)
+    except SpecError:
+        return
+
+    def number(at: int, end: int) -> int:
+        return int.from_bytes(head[at:end], "big")
+
+    assert number(8, 16) == number(16, 20) == number(32, 36) == 0  # backing file, its name's length, encryption
+    assert number(40, 48) + 8 * number(36, 40) <= FILE_BYTES
+    at = 72
+    if number(4, 8) == 3:
+        at = number(100, 104)
+        assert number(72, 80) & ~0b11001 == 0
+    kinds = []
+    while number(at, at + 4) and at + 8 <= 1 << number(20, 24):
+        kinds.append(number(at, at + 4))
+        at += 8 + -(-number(at + 4, at + 8) // 8) * 8
+    assert not {0x44415441, 0x0537BE77} & set(kinds)
+
+
+class _Watch:
+    """An audit hook cannot be removed, so it is told when to look."""
+
+    looking = False
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, event: str, _: object) -> None:
+        if self.looking and event.partition(".")[0] in ("open", "os", "socket", "subprocess", "ctypes", "shutil"):
+            self.seen.append(event)
+
+
+_watch = _Watch()
+sys.addaudithook(_watch)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """What is opened, listed or started while the test runs."""
+    _watch.seen.clear()
+    _watch.looking = True
+    yield _watch.seen
+    _watch.looking = False
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        qcow2(),
+        qcow2(backing_at=120, backing_len=11, extensions=bytes(16) + b"/etc/passwd"),
+        qcow2(incompatible=4, extensions=extension(0x44415441, b"/etc/shadow")),
+        qcow2(l1_at=1 << 62),
+    ],
+)
+def test_the_check_opens_nothing_and_reads_the_head_alone(tmp_path: Path, head: bytes, opened: list[str]) -> None:
+    path = tmp_path / "a.qcow2"
+    path.write_bytes(head)
+    os.truncate(path, FILE_BYTES)
+    fd = os.open(path, os.O_RDONLY)
+    assert "open" in opened  # so the watch works
+    opened.clear()
+    try:
+        with contextlib.suppress(SpecError):
+            check_image(fd, declared="qcow2", key="image", path=path, max_virtual_bytes=LIMIT)
+    finally:
+        os.close(fd)
+    assert opened == []
 
 
 def test_only_a_regular_file_is_looked_at(tmp_path: Path) -> None:
@@ -185,6 +347,7 @@ def test_only_a_regular_file_is_looked_at(tmp_path: Path) -> None:
 def test_the_check_leaves_the_read_position_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.qcow2"
     path.write_bytes(qcow2())
+    os.truncate(path, FILE_BYTES)
     with path.open("rb") as file:
         info = check_image(file.fileno(), declared="qcow2", key="image", path=path, max_virtual_bytes=LIMIT)
         assert info.virtual_size_bytes == GIB

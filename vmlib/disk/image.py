@@ -24,6 +24,15 @@ _INCOMPATIBLE_CORRUPT = 1 << 1
 _INCOMPATIBLE_DATA_FILE = 1 << 2
 # Dirty, corrupt, external data file, compression type, extended L2 entries: the first, fourth and fifth are harmless.
 _INCOMPATIBLE_KNOWN = 0b11111
+_INCOMPATIBLE_EXTENDED_L2 = 1 << 4
+
+# As far as QEMU goes. What is beyond was not made by a tool, and costs the reader its memory.
+_MAX_L1_BYTES = 32 << 20
+_MAX_REFCOUNT_TABLE_BYTES = 8 << 20
+_MAX_REFCOUNT_ORDER = 6
+_MAX_SNAPSHOTS = 65536
+_SNAPSHOT_BYTES = 40  # at least
+_ENTRY_BYTES = 8
 
 _EXTENSION_END = 0
 _EXTENSION_DATA_FILE = 0x44415441
@@ -71,7 +80,7 @@ def inspect(head: bytes, file_size_bytes: int, *, declared: DiskFormat, what: st
     """The check itself, on the first HEAD_BYTES of a file (all of it when it is shorter)."""
     if file_size_bytes == 0:
         raise SpecError(f"{what}: empty file, expected a {declared} image")
-    found = next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), None)
+    found = header_says(head)
     if declared == "raw":
         if found is not None:
             raise SpecError(f"{what}: declared raw, but its header says {found}")
@@ -83,7 +92,14 @@ def inspect(head: bytes, file_size_bytes: int, *, declared: DiskFormat, what: st
     size = whole_sectors(size)
     if size > max_virtual_bytes:
         raise SpecError(f"{what}: virtual size {in_words(size)}, expected at most {in_words(max_virtual_bytes)}")
+    if declared == "qcow2":
+        _check_tables(head, file_size_bytes, size, what)
     return ImageInfo(virtual_size_bytes=size)
+
+
+def header_says(head: bytes) -> str | None:
+    """What a file is by its first bytes, in a word; None when they are raw data, or nothing we know."""
+    return next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), None)
 
 
 def whole_sectors(size_bytes: int) -> int:
@@ -149,3 +165,43 @@ def _check_extensions(head: bytes, header_len: int, cluster_bytes: int, what: st
         at += 8 + (length + 7) // 8 * 8
     if at > cluster_bytes:
         raise SpecError(f"{what}: broken qcow2 header, an extension ends outside it")
+
+
+def _check_tables(head: bytes, file_size_bytes: int, size_bytes: int, what: str) -> None:
+    """Refuse tables that no tool writes, or that the file does not have because its end was lost."""
+    (cluster_bits,) = struct.unpack_from(">I", head, 20)
+    l1_entries, l1_at, refcounts_at, refcount_clusters, snapshots, snapshots_at = struct.unpack_from(
+        ">IQQIIQ", head, 36
+    )
+    extended = False
+    if head[7] == 3:
+        incompatible, _, _, refcount_order = struct.unpack_from(">QQQI", head, 72)
+        extended = bool(incompatible & _INCOMPATIBLE_EXTENDED_L2)
+        if refcount_order > _MAX_REFCOUNT_ORDER:
+            raise SpecError(f"{what}: broken qcow2 header, refcounts of 2^{refcount_order} bits, expected at most 2^6")
+    cluster_bytes = 1 << cluster_bits
+    l2_reach = cluster_bytes // (2 * _ENTRY_BYTES if extended else _ENTRY_BYTES) * cluster_bytes
+    tables = (
+        ("L1 table", l1_at, l1_entries, _ENTRY_BYTES, -(-size_bytes // l2_reach), _MAX_L1_BYTES // _ENTRY_BYTES),
+        (
+            "refcount table",
+            refcounts_at,
+            refcount_clusters,
+            cluster_bytes,
+            1,
+            _MAX_REFCOUNT_TABLE_BYTES // cluster_bytes,
+        ),
+        ("snapshot table", snapshots_at, snapshots, _SNAPSHOT_BYTES, 0, _MAX_SNAPSHOTS),
+    )
+    for name, at, entries, entry_bytes, fewest, most in tables:
+        if not fewest <= entries <= most:
+            raise SpecError(f"{what}: broken qcow2 header, {name} of size {entries}, expected {fewest} to {most}")
+        if entries == 0:
+            continue
+        if at == 0 or at % cluster_bytes:
+            raise SpecError(f"{what}: broken qcow2 header, {name} at byte {at}, expected a cluster of its own")
+        end = at + entries * entry_bytes
+        if end > file_size_bytes:
+            raise SpecError(
+                f"{what}: qcow2 image cut short, {name} to byte {end}, but the file ends at {file_size_bytes}"
+            )
