@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from driver.decode import Complaints, decode, path_of_label
 from driver.schema import PATH_MAX_BYTES, PLUGIN, TASK
 from driver.units import parse_duration, parse_size
 from vmlib.cores.cpulist import format_cpus, parse_cpus
 from vmlib.errors import HostError, SpecError
-from vmlib.spec import DiskFormat, NumaPolicy, OnPanic, OnReboot, RootMode
+from vmlib.spec import DiskFormat, FirmwareKind, NumaPolicy, OnPanic, OnReboot, RootMode
 
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
 _SOCKET_PATH_MAX_BYTES = 107
@@ -110,6 +110,7 @@ class TaskConfig:
     kernel: str = ""
     initrd: str = ""
     cmdline: str = ""
+    firmware: str = ""  # a FirmwareKind, else a path
     vcpus: int | None = None
     placement: Literal["exclusive", "shared"] = "exclusive"
     threads: Literal["hide", "expose"] = "hide"
@@ -179,6 +180,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         kernel=values["kernel"],
         initrd=values["initrd"],
         cmdline=values["cmdline"],
+        firmware=values["firmware"],
         vcpus=_vcpus(complaints, values["vcpus"]),
         placement=values["placement"],
         threads=values["threads"],
@@ -345,7 +347,7 @@ def known(names: Mapping[str, object]) -> str:
 
 
 def _check_boot(complaints: Complaints, values: Mapping[str, Any]) -> None:
-    for key in ("image", "kernel", "initrd", "user_data"):
+    for key in ("image", "kernel", "initrd", "firmware", "user_data"):
         if str(values[key]).startswith("nfs://"):
             complaints.not_built(key, values[key])
     if not values["image"] and not values["kernel"] and not complaints.any_about("image", "kernel"):
@@ -358,6 +360,8 @@ def _check_boot(complaints: Complaints, values: Mapping[str, Any]) -> None:
         complaints.add(
             "firmware", "a kernel is booted without firmware, expected one of the two", value=values["firmware"]
         )
+    elif "/" not in values["firmware"] and values["firmware"] not in get_args(FirmwareKind):
+        complaints.add("firmware", "expected bios, uefi or a path with a / in it", value=values["firmware"])
     if not values["image"] and not complaints.any_about("image"):
         for key, default in (("image_format", ""), ("root_mode", "overlay"), ("root_size", "")):
             if values[key] != default:

@@ -168,7 +168,7 @@ TASK: Members = (
     _path("kernel"),
     _path("initrd"),
     Key(name="cmdline", max_bytes=_CMDLINE),
-    Key(name="firmware", works=("", "bios"), planned=ANY, max_bytes=PATH_MAX_BYTES),
+    _path("firmware"),  # or a word
     _choice("guest_os", "linux", planned=("windows",)),
     _later_switch("tpm"),
     Key(name="vcpus", kind="number", default=None),

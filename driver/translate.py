@@ -14,7 +14,18 @@ from driver.core_wishes import cores_spec, mhz_lint
 from driver.decode import Complaints
 from vmlib.cores.topology import Topology
 from vmlib.errors import SpecError
-from vmlib.spec import DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, NicSpec, PortForward, RootDisk, SeedSpec
+from vmlib.spec import (
+    DirectBoot,
+    DiskKey,
+    DiskSpec,
+    FileRef,
+    FirmwareKind,
+    MachineSpec,
+    NicSpec,
+    PortForward,
+    RootDisk,
+    SeedSpec,
+)
 
 _MIN_MEMORY_MIB = 16
 _NO_LIMIT_MIB = 1 << 42  # more than any host has, and a number of bytes that the kernel takes
@@ -51,6 +62,7 @@ def machine_spec(
         vcpus=vcpus,
         memory_mib=_memory_mib(complaints, task),
         boot=_boot(finder, options),
+        firmware=_firmware(finder, options),
         root=_root(finder, options),
         disks=_disks(finder, task, options),
         seed=_seed(finder, task, options),
@@ -175,6 +187,14 @@ def _boot(finder: _Finder, options: TaskConfig) -> DirectBoot | None:
         initrd=finder.find("initrd", options.initrd) if options.initrd else None,
         cmdline=options.cmdline or _DEFAULT_CMDLINE,
     )
+
+
+def _firmware(finder: _Finder, options: TaskConfig) -> FirmwareKind | FileRef:
+    match options.firmware:
+        case "" | "bios" | "uefi" as kind:
+            return kind
+        case path:
+            return finder.find("firmware", path)
 
 
 def _root(finder: _Finder, options: TaskConfig) -> RootDisk | None:

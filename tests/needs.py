@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tests.lab import image
 from vmlib import probe
+from vmlib.errors import HostError
+from vmlib.hypervisor.qemu import Qemu
 
 # What a tier needs as a whole.
 TIERS: dict[str, tuple[str, ...]] = {
@@ -66,6 +68,14 @@ def _qemu() -> str:
     return f"{' and '.join(missing)} not on PATH" if missing else ""
 
 
+def _uefi() -> str:
+    try:
+        Qemu().uefi_firmware()
+    except HostError as exc:
+        return f"{exc} ({exc.hint})"
+    return ""
+
+
 def _go() -> str:
     return "" if find_go() else "no go on PATH and none beside this Python"
 
@@ -113,6 +123,7 @@ def _lab() -> str:
 
 PROBES: dict[str, Callable[[], str]] = {
     "qemu": _qemu,
+    "uefi": _uefi,
     "go": _go,
     "nomad": _nomad,
     "root": _root,

@@ -23,6 +23,8 @@ LOCAL = CHECKOUT / ".cache"
 VENV = LOCAL / "venv"
 LAB_PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "depmod": "kmod"}
 QEMU_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils"}
+UEFI_PACKAGE = "ovmf"
+UEFI_DESCRIPTORS = Path("/usr/share/qemu/firmware")  # as firmware packages fill it, whatever the distribution
 
 
 class SetupError(Exception):
@@ -126,6 +128,8 @@ def _link_programs(packages: Path) -> None:
 
 def set_up_qemu() -> None:
     missing = [package for program, package in QEMU_PACKAGES.items() if shutil.which(program) is None]
+    if not any(UEFI_DESCRIPTORS.glob("*x86_64*.json")):
+        missing.append(UEFI_PACKAGE)
     if missing:
         _apt_install(*missing)
 

@@ -10,13 +10,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmlib import cgroup, credentials, failpoint, files, hugepages, memory, postflight, process
 from vmlib.cores.service import Assigned, Cores, CoreSettings, Notice
 from vmlib.cores.words import Entry
 from vmlib.disk.data import prepare_disk
+from vmlib.disk.flash import open_firmware, prepare_uefi
 from vmlib.disk.persistent import Holder
 from vmlib.disk.root import prepare_root
 from vmlib.disk.seed import seed_files, with_user_data, write_seed
@@ -29,9 +30,9 @@ from vmlib.keeper.plan import KeeperPlan
 from vmlib.net.user import attach_user, explain_forward_failure
 from vmlib.paths import Layout, MachinePaths, RunPaths
 from vmlib.record import MachineRecord, Mark, load_machine, load_mark
-from vmlib.resources import Credentials, DiskAttachment, OpenFile, Resources
+from vmlib.resources import Credentials, DiskAttachment, FirmwareFiles, OpenFile, Resources
 from vmlib.running import Machine, take_back
-from vmlib.spec import MachineSpec
+from vmlib.spec import FileRef, MachineSpec
 
 _DATA_VERSION = "1"
 _MAX_THREADS = 1024  # of a VMM beside its vCPUs: each disk's pool has up to 64
@@ -111,6 +112,7 @@ class Machines:
 
             who = self._credentials(hypervisor, paths, run, journal)
             res, told = self._resources(spec, paths, run, who, ours, journal)
+            res = replace(res, firmware=_firmware(spec, hypervisor, paths, ours))
             failpoint.hit("start.files")
             journal.note("cores.free", machine_id=spec.id)
             assigned = self.cores.reserve(spec)
@@ -337,6 +339,20 @@ def _check_version(layout: Layout) -> None:
 
 def _make_private(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _firmware(spec: MachineSpec, hypervisor: Hypervisor, paths: MachinePaths, ours: ExitStack) -> FirmwareFiles | None:
+    """The firmware that the machine brings along; None when the hypervisor's own will do. `ours` closes the files."""
+    if spec.boot is not None or spec.firmware in ("", "bios"):
+        return None
+    if isinstance(spec.firmware, FileRef):
+        files_ = open_firmware(spec.firmware)
+    else:
+        files_ = prepare_uefi(paths.firmware_vars, hypervisor.uefi_firmware)
+    for file in (files_.code, files_.variables):
+        if file is not None:
+            ours.callback(os.close, file.fd)
+    return files_
 
 
 def _keeper_plan(

@@ -45,6 +45,11 @@ class MachinePaths:
         return self.root / "disk"
 
     @property
+    def firmware_vars(self) -> Path:
+        """The variable store of its UEFI firmware."""
+        return self.root / "firmware-vars.fd"
+
+    @property
     def seed(self) -> Path:
         return self.root / "seed.iso"
 

@@ -23,6 +23,24 @@ class BootFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Firmware:
+    """Firmware that is installed on the host."""
+
+    code: Path
+    variables: Path  # an empty variable store: the template of each machine's own
+    smm: bool = False  # it protects its variables, for which it needs the CPU's system management mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirmwareFiles:
+    """Firmware as the VMM gets it."""
+
+    code: OpenFile  # read-only
+    variables: OpenFile | None = None  # the machine's own store; None: its variables are lost when it is off
+    smm: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskAttachment:
     """One guest block device. `backing` is the read-only image below an overlay."""
 
@@ -70,5 +88,6 @@ class Resources:
     run_dir: Path
     credentials: Credentials
     boot: BootFiles | None = None
+    firmware: FirmwareFiles | None = None  # None: what the hypervisor has by itself
     disks: tuple[DiskAttachment, ...] = ()
     nics: tuple[UserNic, ...] = ()

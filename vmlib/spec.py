@@ -9,6 +9,7 @@ DiskFormat = Literal["raw", "qcow2"]
 RootMode = Literal["overlay", "copy"]
 OnReboot = Literal["restart", "exit"]
 OnPanic = Literal["exit", "restart"]
+FirmwareKind = Literal["", "bios", "uefi"]
 NumaPolicy = Literal["strict", "prefer", "spread"]
 
 
@@ -126,6 +127,7 @@ class MachineSpec:
     vcpus: int
     memory_mib: int
     boot: DirectBoot | None = None  # None: from the root disk by firmware
+    firmware: FirmwareKind | FileRef = ""  # "" = the hypervisor's own; means nothing with `boot`
     root: RootDisk | None = None
     disks: tuple[DiskSpec, ...] = ()  # after the root disk, in this order
     seed: SeedSpec | None = None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 KERNEL_PACKAGE = "linux-image-cloud-amd64"  # names the current kernel package as its dependency
-TOOL_PACKAGES = ("busybox-static", "syslinux", "syslinux-common", "mtools")
+TOOL_PACKAGES = ("busybox-static", "syslinux", "syslinux-common", "systemd-boot-efi", "mtools")
 MODULES = (
     "virtio_pci",
     "virtio_blk",
@@ -29,6 +29,7 @@ MODULES = (
     "button",
     "evdev",
     "pvpanic-pci",
+    "efivarfs",
 )
 CMDLINE = "console=ttyS0 quiet panic=-1"
 DISK_SIZE_MIB = 32
@@ -219,7 +220,7 @@ def cpio(files: Mapping[str, Entry]) -> bytes:
 
 
 def _disk(root: Path, out: Path, work: Path) -> None:
-    """A FAT disk without partitions, made bootable by syslinux."""
+    """A FAT disk without partitions, which BIOS boots by syslinux and UEFI by systemd-boot."""
     config = work / "syslinux.cfg"
     config.write_text(f"DEFAULT chv\nPROMPT 0\nLABEL chv\n  LINUX vmlinuz\n  INITRD initrd.img\n  APPEND {CMDLINE}\n")
     raw = out / "disk.raw"
@@ -233,6 +234,17 @@ def _disk(root: Path, out: Path, work: Path) -> None:
     for source in (out / "vmlinuz", out / "initrd.img", config, ldlinux):
         _run("mcopy", "-i", str(raw), str(source), f"::{source.name}", env=tools)
     _run("syslinux", "--install", str(raw), env=tools)
+    loader = work / "loader.conf"
+    loader.write_text("timeout 0\ndefault chv.conf\n")
+    entry = work / "chv.conf"
+    entry.write_text(f"title chv\nlinux /vmlinuz\ninitrd /initrd.img\noptions {CMDLINE}\n")
+    _run("mmd", "-i", str(raw), "::EFI", "::EFI/BOOT", "::loader", "::loader/entries", env=tools)
+    for source, target in (
+        (root / "usr/lib/systemd/boot/efi/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI"),
+        (loader, "loader/loader.conf"),
+        (entry, "loader/entries/chv.conf"),
+    ):
+        _run("mcopy", "-i", str(raw), str(source), f"::{target}", env=tools)
     _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(out / "disk.qcow2"))
 
 

@@ -3,7 +3,7 @@
 # The words are explained in README.md. Every line it prints is something that a test may wait for.
 
 export PATH=/bin
-/bin/busybox mkdir -p /proc /sys /dev /seed /www
+/bin/busybox mkdir -p /proc /sys /dev /seed /www /efivars
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
@@ -11,6 +11,7 @@ exec </dev/console >/dev/console 2>&1
 /bin/busybox --install -s /bin
 
 while read -r module; do
+    [ "$module" = efivarfs.ko ] && [ ! -d /sys/firmware/efi ] && continue
     insmod "/modules/$module" 2>/dev/null || echo "module $module: not loaded"
 done </modules/order
 
@@ -147,10 +148,25 @@ read_disk() {
     echo "read $1" $(dd if="$device" bs=64 count=1 2>/dev/null | tr -d " \0")
 }
 
+variable=/efivars/ChvTest-5a1b0c42-8f1e-4a57-9c59-3d1f0e6a7b20
+
+# A variable of the firmware's: four bytes of attributes (kept, for boot and run time), then the value.
+write_variable() {
+    # Linux makes a variable that it does not know immutable once it is there.
+    [ -e "$variable" ] && echo "not wrote variable" && return
+    printf '\007\000\000\000%s' "$1" >"$variable" && echo "wrote variable"
+}
+
+read_variable() {
+    echo "read variable" $(tail -c +5 "$variable" 2>/dev/null)
+}
+
 obey() {
     case "$1" in
     write=*) write_disk "${1#*=}" ;;
     read=*) read_disk "${1#*=}" ;;
+    write-var=*) write_variable "${1#*=}" ;;
+    read-var) read_variable ;;
     sleep=*) sleep "${1#*=}" ;;
     say=*) echo "say ${1#*=}" ;;
     http=*) serve "${1#*=}" ;;
@@ -185,6 +201,10 @@ echo "chv test guest: up"
 echo "kernel $(uname -r)"
 echo "vcpus $(nproc)"
 say_memory
+if [ -d /sys/firmware/efi ]; then
+    mount -t efivarfs efivarfs /efivars
+    echo "firmware uefi"
+fi
 seed=$(find_seed)
 [ -n "$seed" ] && read_seed "$seed"
 for disk in /sys/block/vd*; do

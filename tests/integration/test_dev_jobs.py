@@ -54,7 +54,7 @@ ENDS = {
         last_line="exit 1",
     ),
 }
-RUNS = {"service", "http"}
+RUNS = {"service", "http", "uefi"}
 NEED_AN_AGENT = {"tokens": "block device in resources: not supported by chv dev"}
 
 
@@ -126,6 +126,16 @@ async def test_the_web_server_answers_on_the_port_that_nomad_gave(node: Node) ->
         host.kill()
         assert await life == ExitResult()
         assert re.search(r"^address eth0 10\.0\.2\.15", host.console(), re.MULTILINE)
+
+
+@pytest.mark.needs("uefi")
+async def test_the_uefi_job_boots_its_disk_by_firmware(node: Node) -> None:
+    async with node.host(job_file("uefi")) as host:
+        life = asyncio.create_task(host.run())
+        await until(lambda: "wrote variable" in host.console(), "the guest", host=host, timeout_s=150.0)
+        assert "firmware uefi" in host.console().splitlines()
+        host.kill()
+        assert await life == ExitResult()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -410,6 +410,14 @@ def nic(**keys: object) -> dict[str, object]:
             "firmware = 'bios': a kernel is booted without firmware, expected one of the two",
         ),
         (
+            KERNEL | {"firmware": "local/x.fd"},
+            "firmware = 'local/x.fd': a kernel is booted without firmware, expected one of the two",
+        ),
+        *(
+            (IMAGE | {"firmware": word}, f"firmware = {word!r}: expected bios, uefi or a path with a / in it")
+            for word in ("UEFI", "efi", "x.fd")
+        ),
+        (
             {"image": "local/noble.img"},
             "image_format: expected raw or qcow2, because the name 'noble.img' does not say",
         ),
@@ -473,6 +481,7 @@ def nic(**keys: object) -> dict[str, object]:
                 ("image", {}),
                 ("kernel", {}),
                 ("initrd", KERNEL),
+                ("firmware", IMAGE),
             )
         ),
     ],
@@ -484,7 +493,7 @@ def test_the_jobs_author_is_told_key_value_and_what_was_expected(config: object,
 def test_all_complaints_about_a_task_come_at_once() -> None:
     config = {
         "image": "local/x.img",
-        "firmware": "uefi",
+        "guest_os": "windows",
         "tpm": True,
         "numa": "any",
         "vcpus": 300,
@@ -494,7 +503,7 @@ def test_all_complaints_about_a_task_come_at_once() -> None:
         "share": ["local"],
     }
     assert refused_task(config).splitlines() == [
-        f"firmware = 'uefi': {NOT_BUILT}",
+        f"guest_os = 'windows': {NOT_BUILT}",
         f"tpm = true: {NOT_BUILT}",
         "numa = 'any': expected prefer, strict or spread",
         f"disk[1].rate_limit = '1MiB': {NOT_BUILT}",
@@ -570,7 +579,6 @@ def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
     assert sorted({path for path, _ in unbuilt(TASK)}) == [
         "balloon",
         "disk.rate_limit",
-        "firmware",
         "guest_os",
         "hypervisor",
         "network_interface.address",

@@ -49,6 +49,8 @@ def test_limit(spec: MachineSpec, overhead_mib: int, expected_mib: int) -> None:
         (replace(SPEC, root=replace(ROOT, mode="copy", format="raw")), "kvm", 116),
         (replace(SPEC, root=ROOT, seed=SEED), "kvm", 204),
         (replace(SPEC, nics=(NIC,)), "kvm", 364),
+        (replace(SPEC, root=ROOT, firmware="uefi"), "kvm", 204),
+        (replace(SPEC, root=ROOT, firmware="bios"), "kvm", 196),
     ],
 )
 def test_overhead_of_qemu(spec: MachineSpec, accel: Accel, expected: int) -> None:

@@ -12,7 +12,7 @@ from vmlib.hypervisor.base import Accel, LaunchPlan
 from vmlib.hypervisor.options import inherited, option, plain
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.qemu_argv import tcg_buffer_mib
-from vmlib.resources import BootFiles, Credentials, DiskAttachment, Forward, OpenFile, Resources, UserNic
+from vmlib.resources import BootFiles, Credentials, DiskAttachment, FirmwareFiles, Forward, OpenFile, Resources, UserNic
 from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec
 
 Golden = Callable[[str, str], None]
@@ -24,6 +24,8 @@ INITRD = OpenFile(fd=11, path=Path("/data/initrd.img"))
 ROOT = OpenFile(fd=12, path=Path("/data/root"))
 BACKING = OpenFile(fd=13, path=Path("/data/base.qcow2"))
 SEED = OpenFile(fd=14, path=Path("/data/seed.iso"))
+CODE = OpenFile(fd=15, path=Path("/data/code.fd"))
+VARS = OpenFile(fd=16, path=Path("/data/vars.fd"))
 
 DIRECT = replace(RES, boot=BootFiles(kernel=KERNEL, initrd=INITRD, cmdline="console=ttyS0"))
 OVERLAY_DISK = DiskAttachment(name="root", file=ROOT, format="qcow2", backing=BACKING, backing_format="qcow2")
@@ -64,6 +66,14 @@ def value_of(launch: LaunchPlan, name: str) -> list[str]:
     [
         ("direct-boot", SPEC, DIRECT, "tcg"),
         ("overlay", SPEC, replace(RES, disks=(OVERLAY_DISK,)), "tcg"),
+        ("uefi", SPEC, replace(RES, firmware=FirmwareFiles(code=CODE, variables=VARS), disks=(OVERLAY_DISK,)), "tcg"),
+        (
+            "uefi-smm",
+            replace(SPEC, hugepages=True),
+            replace(RES, firmware=FirmwareFiles(code=CODE, variables=VARS, smm=True), disks=(RAW_DISK,)),
+            "kvm",
+        ),
+        ("own-firmware", SPEC, replace(RES, firmware=FirmwareFiles(code=CODE), disks=(RAW_DISK,)), "tcg"),
         ("raw-copy-with-seed", SPEC, replace(RES, disks=(RAW_DISK, SEED_DISK)), "tcg"),
         (
             "user-nic",
@@ -103,11 +113,13 @@ def test_command_line(name: str, spec: MachineSpec, res: Resources, accel: Accel
 
 
 def test_every_placeholder_has_its_descriptor() -> None:
-    launch = plan(SPEC, replace(DIRECT, disks=(OVERLAY_DISK, SEED_DISK)))
+    firmware = FirmwareFiles(code=CODE, variables=VARS)
+    launch = plan(SPEC, replace(DIRECT, disks=(OVERLAY_DISK, SEED_DISK), firmware=firmware))
     named = {word.split("{fd:")[1].split("}")[0] for word in launch.argv if "{fd:" in word}
     assert named == launch.files.keys() | launch.listeners.keys()
     assert launch.files == {
         "kernel": 10, "initrd": 11, "disk.root": 12, "disk.root.backing": 13, "disk.seed": 14,
+        "firmware": 15, "firmware-vars": 16,
     }  # fmt: skip
 
 
@@ -209,6 +221,13 @@ def test_limits_leave_room_on_the_bus() -> None:
     slots = [word.rsplit("addr=", 1)[1] for word in devices if "addr=" in word]
     assert len(slots) == len(set(slots)) == 29
     assert max(int(slot, 16) for slot in slots) < 0x1F  # the south bridge's
+
+
+def test_every_file_has_a_descriptor_set_of_its_own() -> None:
+    disks = tuple(replace(OVERLAY_DISK, name=f"d{n}") for n in range(20))
+    launch = plan(SPEC, replace(RES, disks=disks, firmware=FirmwareFiles(code=CODE, variables=VARS)))
+    sets = [word.split(",set=")[1].split(",")[0] for word in value_of(launch, "-add-fd")]
+    assert len(sets) == len(set(sets)) == 42
 
 
 @pytest.mark.parametrize(("memory_mib", "expected"), [(64, 64), (512, 128), (2048, 256), (1 << 20, 256)])

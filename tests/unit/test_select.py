@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.select import Facts, HypervisorSettings, Offer, attach, candidates, choose
 from vmlib.probe import Program
-from vmlib.spec import MachineSpec, NicSpec
+from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec
 
 QEMU = Program(path="/usr/bin/qemu-system-x86_64", version="7.2.22")
 NO_QEMU = Program(path="qemu-system-x86_64", why_not="qemu-system-x86_64 is not installed")
@@ -94,6 +95,16 @@ def test_a_machine_that_needs_more_than_the_pinned_one_has_is_the_jobs_fault() -
     nic = NicSpec(network="lan", mode="user", mac="52:54:00:00:00:01")
     with pytest.raises(SpecError, match="fake: has no user-mode network"):
         choose(replace(SPEC, hypervisor="fake", nics=(nic,)), offer(AUTO, FAKE))
+
+
+@pytest.mark.parametrize("firmware", ["uefi", FileRef(root=Path("/alloc"), relative="x.fd")])
+def test_a_machine_boots_by_uefi_only_where_there_is_some(firmware: Literal["uefi"] | FileRef) -> None:
+    uefi = replace(SPEC, firmware=firmware)
+    assert choose(uefi, offer(AUTO, FAKE))[0].name == "qemu"
+    with pytest.raises(SpecError, match="fake: has no UEFI firmware"):
+        choose(replace(uefi, hypervisor="fake"), offer(AUTO, FAKE))
+    with_kernel = replace(uefi, boot=DirectBoot(kernel=FileRef(root=Path("/alloc"), relative="k")))
+    assert choose(replace(with_kernel, hypervisor="fake"), offer(AUTO, FAKE))[0].name == "fake"
 
 
 def test_what_is_usable_and_why_the_rest_is_not() -> None:

@@ -168,6 +168,27 @@ def test_everything_a_job_may_say_reaches_the_machine() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "firmware"),
+    [
+        ("", ""),
+        ("bios", "bios"),
+        ("uefi", "uefi"),
+        ("./uefi", FileRef(root=TASK_DIR, relative="uefi")),
+        ("local/x.fd", FileRef(root=TASK_DIR, relative="local/x.fd")),
+        ("/srv/images/x.fd", FileRef(root=Path("/srv/images"), relative="x.fd")),
+    ],
+)
+def test_firmware_is_a_word_or_a_path_like_any_other(words: str, firmware: str | FileRef) -> None:
+    assert spec_of(TaskConfig(image="local/i.raw", firmware=words)).firmware == firmware
+
+
+def test_firmware_of_elsewhere_is_refused() -> None:
+    assert refused(TaskConfig(image="local/i.raw", firmware="/usr/share/x.fd")).startswith(
+        "firmware = '/usr/share/x.fd': expected a path in local/, secrets/ or alloc/ of the task"
+    )
+
+
 # -- paths -----------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from vmlib.resources import Credentials, Resources
+from vmlib.resources import Credentials, Firmware, Resources
 from vmlib.spec import MachineSpec, OnPanic, OnReboot
 
 Accel = Literal["kvm", "tcg", "none"]
@@ -20,6 +20,7 @@ class Capabilities:
 
     user_nic: bool
     firmware_boot: bool
+    uefi: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +108,9 @@ class Hypervisor(Protocol):
 
     def overhead_mib(self, spec: MachineSpec) -> int:
         """How much memory the VMM may need beside the guest's RAM: generous, it is for a limit. Pure."""
+
+    def uefi_firmware(self) -> Firmware:
+        """The UEFI firmware of this host that it boots. Raises HostError when none is installed."""
 
     def attach(self, run_dir: Path) -> Vmm:
         """Open the request socket of a VMM that was started by such a plan. Raises HypervisorError."""

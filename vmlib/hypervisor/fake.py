@@ -4,14 +4,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmlib.errors import SpecError
+from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor import fake_vmm
 from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
 from vmlib.hypervisor.options import inherited, plain
 from vmlib.hypervisor.overhead import fake_overhead_mib
 from vmlib.hypervisor.qemu import attach_qmp, fixed_environment
 from vmlib.hypervisor.qemu_argv import LISTENERS
-from vmlib.resources import Resources
+from vmlib.resources import Firmware, Resources
 from vmlib.spec import MachineSpec
 
 
@@ -23,7 +23,7 @@ class Fake:
     name: str = "fake"
     accel: Accel = "none"
     version: str = "1"
-    capabilities: Capabilities = field(default=Capabilities(user_nic=False, firmware_boot=True))
+    capabilities: Capabilities = field(default=Capabilities(user_nic=False, firmware_boot=True, uefi=False))
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
         if res.nics:
@@ -62,6 +62,9 @@ class Fake:
 
     def overhead_mib(self, spec: MachineSpec) -> int:
         return fake_overhead_mib(spec)
+
+    def uefi_firmware(self) -> Firmware:
+        raise HostError("firmware = 'uefi': the fake hypervisor has none")
 
     def attach(self, run_dir: Path) -> Vmm:
         return attach_qmp(run_dir)

@@ -17,6 +17,7 @@ _TCG_TLB_MAX_MIB = 64
 _RAM_SHARE = 128  # page tables of ours and KVM's, dirty bitmaps, KVM's reverse maps: 8 bytes for each 4 KiB, each
 _DISK_MIB = 8  # requests in flight and the threads that carry them out
 _QCOW2_MIB = 40  # of each qcow2 layer: QEMU caches up to 32 MiB of its tables, and some refcounts
+_FLASH_MIB = 8  # what firmware's flash may have at most, which is copied into the VMM's memory
 _USER_NIC_MIB = 256  # two buffers of 128 KiB for each of about a thousand TCP connections
 
 _FAKE_BASE_MIB = 64
@@ -30,6 +31,8 @@ def qemu_overhead_mib(spec: MachineSpec, accel: Accel) -> int:
         # The buffer itself, and what QEMU notes about each block in it.
         needed += tcg_buffer_mib(spec.memory_mib) * 5 // 4
         needed += spec.vcpus * (_TCG_VCPU_MIB + min(_TCG_TLB_MAX_MIB, spec.memory_mib // _TCG_TLB_SHARE))
+    if spec.boot is None and spec.firmware not in ("", "bios"):
+        needed += _FLASH_MIB
     return needed + _disks_mib(spec) + _USER_NIC_MIB * len(spec.nics)
 
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
+from vmlib.hypervisor.firmware import find_firmware
 from vmlib.hypervisor.overhead import qemu_overhead_mib
 from vmlib.hypervisor.qemu_argv import LISTENERS, command_line
 from vmlib.hypervisor.qmp import QmpVmm
+from vmlib.probe import QEMU_MIN_VERSION
 from vmlib.process import TOOL_ENVIRONMENT
-from vmlib.resources import Resources
+from vmlib.resources import Firmware, Resources
 from vmlib.spec import MachineSpec
 
 
@@ -20,7 +22,8 @@ class Qemu:
     accel: Accel = "tcg"
     version: str = ""
     name: str = "qemu"
-    capabilities: Capabilities = field(default=Capabilities(user_nic=True, firmware_boot=True))
+    root: Path = Path("/")  # of the host's filesystem
+    capabilities: Capabilities = field(default=Capabilities(user_nic=True, firmware_boot=True, uefi=True))
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
         command = command_line(spec, res, binary=self.binary, accel=self.accel)
@@ -38,6 +41,10 @@ class Qemu:
 
     def overhead_mib(self, spec: MachineSpec) -> int:
         return qemu_overhead_mib(spec, self.accel)
+
+    def uefi_firmware(self) -> Firmware:
+        version = self.version or ".".join(map(str, QEMU_MIN_VERSION))
+        return find_firmware(f"pc-q35-{version.rpartition('.')[0]}", root=self.root)
 
     def attach(self, run_dir: Path) -> Vmm:
         return attach_qmp(run_dir)

@@ -9,7 +9,7 @@ from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.base import Accel
 from vmlib.hypervisor.options import inherited, json_option, option, plain
 from vmlib.paths import run_key
-from vmlib.resources import BootFiles, DiskAttachment, Forward, OpenFile, Resources, UserNic
+from vmlib.resources import BootFiles, DiskAttachment, FirmwareFiles, Forward, OpenFile, Resources, UserNic
 from vmlib.spec import MachineSpec
 
 CHANNEL_NAME = "org.chv.agent.0"  # of the virtio-serial port; guests look for it
@@ -24,6 +24,8 @@ _PORTS_SLOT = 0x1D
 _PANIC_SLOT = 0x1E
 _MAX_NICS = _FIRST_DISK_SLOT - _FIRST_NIC_SLOT
 _MAX_DISKS = _RNG_SLOT - _FIRST_DISK_SLOT
+
+_FIRST_FLASH_SET = 2 * _MAX_DISKS + 1  # after the descriptor sets of all disks and their backing images
 
 _RAM = "ram0"
 
@@ -50,15 +52,19 @@ def command_line(spec: MachineSpec, res: Resources, *, binary: str, accel: Accel
         argv=(
             binary,
             *_base_args(spec),
-            *_machine_args(spec, accel),
+            *_machine_args(spec, res.firmware, accel),
             *_console_args(),
             *_monitor_args(),
             *_channel_args(),
             *_boot_args(res.boot),
+            *_flash_args(res.firmware),
             *_disks_args(res.disks),
             *(word for index, nic in enumerate(res.nics) for word in _nic_args(index, nic)),
         ),
-        files={name: file.fd for name, file in (*_boot_files(res.boot), *_disk_files(res.disks))},
+        files={
+            name: file.fd
+            for name, file in (*_boot_files(res.boot), *_flash_files(res.firmware), *_disk_files(res.disks))
+        },
     )
 
 
@@ -106,7 +112,7 @@ def _base_args(spec: MachineSpec) -> list[str]:
     ]  # fmt: skip
 
 
-def _machine_args(spec: MachineSpec, accel: Accel) -> list[str]:
+def _machine_args(spec: MachineSpec, firmware: FirmwareFiles | None, accel: Accel) -> list[str]:
     if accel == "kvm":
         accelerator = ["-accel", "kvm", "-cpu", "host"]
     else:
@@ -114,6 +120,10 @@ def _machine_args(spec: MachineSpec, accel: Accel) -> list[str]:
         accelerator = ["-accel", option("tcg", ("thread", "multi"), ("tb-size", size)), "-cpu", "max"]
     # A core dump of ours must not hold the guest's memory.
     machine = "q35,usb=off,vmport=off,dump-guest-core=off"
+    for unit, (name, _) in enumerate(_flash_files(firmware)):
+        machine += f",pflash{unit}={name}"
+    if firmware is not None and firmware.smm:
+        machine += ",smm=on"
     # vCPU 2i and 2i+1 are the two threads of core i, as they are on the host.
     threads = 2 if spec.cores.expose else 1
     cores = str(spec.vcpus // threads)
@@ -186,6 +196,28 @@ def _boot_files(boot: BootFiles | None) -> Iterator[tuple[str, OpenFile]]:
         yield "kernel", boot.kernel
         if boot.initrd is not None:
             yield "initrd", boot.initrd
+
+
+def _flash_files(firmware: FirmwareFiles | None) -> Iterator[tuple[str, OpenFile]]:
+    """The flash chips in their order, code first."""
+    if firmware is not None:
+        yield "firmware", firmware.code
+        if firmware.variables is not None:
+            yield "firmware-vars", firmware.variables
+
+
+def _flash_args(firmware: FirmwareFiles | None) -> list[str]:
+    """Firmware by descriptor, as the disks: `-bios` would open a file by its name, and as the VMM's user."""
+    args = []
+    for number, (name, _) in enumerate(_flash_files(firmware), start=_FIRST_FLASH_SET):
+        readonly = name == "firmware"
+        args += ["-add-fd", option("", ("fd", inherited(name)), ("set", str(number)), ("opaque", name))]
+        args += ["-blockdev", json_option(_file_node(f"{name}-file", number, readonly=readonly))]
+        args += ["-blockdev", json_option(_format_node(name, "raw", readonly=readonly, backing=None))]
+    if firmware is not None and firmware.smm:
+        # Only firmware itself, in system management mode, may write to its variables.
+        args += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+    return args
 
 
 def _disk_files(disks: tuple[DiskAttachment, ...]) -> Iterator[tuple[str, OpenFile]]:
