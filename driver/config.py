@@ -12,8 +12,9 @@ from driver.decode import Complaints, decode, path_of_label
 from driver.schema import PATH_MAX_BYTES, PLUGIN, TASK
 from driver.units import parse_duration, parse_size
 from vmlib.cores.cpulist import format_cpus, parse_cpus
+from vmlib.disk.unpack import packed_name
 from vmlib.errors import HostError, SpecError
-from vmlib.spec import DiskFormat, FirmwareKind, NumaPolicy, OnPanic, OnReboot, RootMode
+from vmlib.spec import DiskFormat, FirmwareKind, NumaPolicy, OnPanic, OnReboot, Packing, RootMode
 
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
 _SOCKET_PATH_MAX_BYTES = 107
@@ -73,6 +74,8 @@ class PluginConfig:
     image_paths: tuple[Path, ...]
     default_network: str
     networks: Mapping[str, UserNetwork]
+    image_cache_max_bytes: int
+    image_cache_max_age_s: float
     orphan_grace_s: float
     gc_dry_run: bool
     cores: CoresConfig = field(default_factory=CoresConfig)
@@ -93,6 +96,7 @@ class DiskConfig:
     name: str
     format: DiskFormat
     source: str = ""
+    packed: Packing = ""
     size_bytes: int | None = None
     readonly: bool = False
     persistent: bool = False
@@ -105,6 +109,7 @@ class TaskConfig:
 
     image: str = ""
     image_format: DiskFormat = "raw"  # means nothing without image
+    image_packed: Packing = ""
     root_mode: RootMode = "overlay"
     root_size_bytes: int | None = None
     kernel: str = ""
@@ -151,6 +156,8 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
         image_paths=_image_paths(complaints, values["image_paths"]),
         default_network=values["default_network"],
         networks=networks,
+        image_cache_max_bytes=_size_or_none(complaints, "gc.image_cache_max", values["gc"]["image_cache_max"]),
+        image_cache_max_age_s=_duration(complaints, "gc.image_cache_max_age", values["gc"]["image_cache_max_age"]),
         orphan_grace_s=_duration(complaints, "gc.orphan_grace", values["gc"]["orphan_grace"]),
         gc_dry_run=values["gc"]["dry_run"],
     )
@@ -175,6 +182,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
     config = TaskConfig(
         image=values["image"],
         image_format=_image_format(complaints, values["image"], values["image_format"]),
+        image_packed=packed_name(values["image"])[1] or "",
         root_mode=values["root_mode"],
         root_size_bytes=_size(complaints, "root_size", values["root_size"]) if values["root_size"] else None,
         kernel=values["kernel"],
@@ -224,6 +232,11 @@ def _size(complaints: Complaints, key: str, text: str) -> int:
     if size == 0:
         complaints.add(key, "expected more than nothing", value=text)
     return size
+
+
+def _size_or_none(complaints: Complaints, key: str, text: str) -> int:
+    """A size of which nothing is a good answer."""
+    return 0 if text == "0" else _size(complaints, key, text)
 
 
 def _duration(complaints: Complaints, key: str, text: str) -> float:
@@ -362,6 +375,10 @@ def _check_boot(complaints: Complaints, values: Mapping[str, Any]) -> None:
         )
     elif "/" not in values["firmware"] and values["firmware"] not in get_args(FirmwareKind):
         complaints.add("firmware", "expected bios, uefi or a path with a / in it", value=values["firmware"])
+    if values["root_mode"] == "direct" and (kind := packed_name(values["image"])[1]):
+        complaints.add(
+            "root_mode", f"expected overlay or copy, because a .{kind} file cannot be written to", value="direct"
+        )
     if not values["image"] and not complaints.any_about("image"):
         for key, default in (("image_format", ""), ("root_mode", "overlay"), ("root_size", "")):
             if values[key] != default:
@@ -371,12 +388,17 @@ def _check_boot(complaints: Complaints, values: Mapping[str, Any]) -> None:
 def _image_format(complaints: Complaints, image: str, image_format: str) -> DiskFormat:
     if image_format:
         return cast(DiskFormat, image_format)
-    by_suffix = _FORMAT_OF_SUFFIX.get(posixpath.splitext(image)[1].lower())
+    by_suffix = _format_of(image)
     if image and by_suffix is None and not complaints.any_about("image", "image_format"):
         complaints.add(
             "image_format", f"expected raw or qcow2, because the name {posixpath.basename(image)!r} does not say"
         )
     return by_suffix or "raw"
+
+
+def _format_of(name: str) -> DiskFormat | None:
+    """What the suffix says, the one before .xz, .zst or .gz."""
+    return _FORMAT_OF_SUFFIX.get(posixpath.splitext(packed_name(name)[0])[1].lower())
 
 
 def _vcpus(complaints: Complaints, count: int | None) -> int | None:
@@ -431,7 +453,7 @@ def _disks(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[DiskCo
         serial = block["serial"] or name
         if not _SERIAL.fullmatch(serial) and not complaints.any_about(f"{path}.name"):
             complaints.add(f"{path}.serial", "expected at most 20 letters, digits, . _ and -", value=serial)
-        by_suffix = _FORMAT_OF_SUFFIX.get(posixpath.splitext(source)[1].lower())
+        by_suffix = _format_of(source)
         if source and not block["format"] and by_suffix is None and not complaints.any_about(f"{path}.source"):
             shown = posixpath.basename(source)
             complaints.add(f"{path}.format", f"expected raw or qcow2, because the name {shown!r} does not say")
@@ -440,6 +462,7 @@ def _disks(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[DiskCo
                 name=name,
                 format=cast(DiskFormat, block["format"] or by_suffix or "raw"),
                 source=source,
+                packed=packed_name(source)[1] or "",
                 size_bytes=_size(complaints, f"{path}.size", block["size"]) if block["size"] else None,
                 readonly=block["readonly"],
                 persistent=block["persistent"],

@@ -238,9 +238,18 @@ class Node:
         while True:
             try:
                 await self.offload("probe", sweeper.sweep, time.monotonic())
+                if self.owner == "nomad":
+                    await self.offload("probe", self._collect_images)
             except Exception:  # the top of a background task: a bad entry must not end the sweep
                 log.exception("sweep failed")
             await asyncio.sleep(_SWEEP_S)
+
+    def _collect_images(self) -> None:
+        self.machines().images.collect(
+            max_bytes=self.config.image_cache_max_bytes,
+            max_age_s=self.config.image_cache_max_age_s,
+            dry_run=self.config.gc_dry_run,
+        )
 
     async def last_sweep(self) -> None:
         """What the embedded host's plugin does before it ends, so that nothing is left of a job."""

@@ -8,8 +8,17 @@ from typing import Literal, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Lane = Literal["start", "recover", "keep", "stop", "stats", "probe", "cores"]
-_THREADS: dict[Lane, int] = {"start": 8, "recover": 4, "keep": 8, "stop": 16, "stats": 2, "probe": 2, "cores": 1}
+Lane = Literal["image", "start", "recover", "keep", "stop", "stats", "probe", "cores"]
+_THREADS: dict[Lane, int] = {
+    "image": 8,  # minutes each, when they have to be unpacked
+    "start": 8,
+    "recover": 4,
+    "keep": 8,
+    "stop": 16,
+    "stats": 2,
+    "probe": 2,
+    "cores": 1,
+}
 
 
 class Offload:

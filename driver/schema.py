@@ -152,8 +152,8 @@ PLUGIN: Members = (
         name="gc",
         form="one",
         members=(
-            _later("image_cache_max", "50GiB"),
-            _later("image_cache_max_age", "30d"),
+            Key(name="image_cache_max", default="50GiB"),
+            Key(name="image_cache_max_age", default="30d"),
             Key(name="orphan_grace", default="5m"),
             _switch("dry_run"),
         ),
@@ -163,7 +163,7 @@ PLUGIN: Members = (
 TASK: Members = (
     _path("image"),
     _choice("image_format", "", "raw", "qcow2"),
-    _choice("root_mode", "overlay", "copy", planned=("direct",)),
+    _choice("root_mode", "overlay", "copy", "direct"),
     Key(name="root_size"),
     _path("kernel"),
     _path("initrd"),

@@ -88,14 +88,18 @@ class Store:
 
     def tell(self, task: Task, message: str, **annotations: str) -> None:
         """Send an event of ours about a task."""
-        self._publish(task, message, time.time(), annotations)
+        self._publish(task.config, message, time.time(), annotations)
 
-    def _publish(self, task: Task, message: str, at: float, annotations: dict[str, str]) -> None:
+    def announce(self, config: pb.TaskConfig, message: str, kind: str) -> None:
+        """Send an event of ours about a task that is on its way, and not known here yet."""
+        self._publish(config, message, time.time(), {"kind": kind})
+
+    def _publish(self, config: pb.TaskConfig, message: str, at: float, annotations: dict[str, str]) -> None:
         self._events.publish(
             TaskEvent(
-                task_id=task.id,
-                alloc_id=task.config.alloc_id,
-                task_name=task.config.name,
+                task_id=config.id,
+                alloc_id=config.alloc_id,
+                task_name=config.name,
                 message=message,
                 at=at,
                 annotations=annotations,
@@ -146,7 +150,7 @@ class Store:
             while line := await reader.readline():
                 match json.loads(line):
                     case {"event": {"seq": int(seq), "kind": str(kind), "text": str(text), "at": at}}:
-                        self._publish(task, text, float(at), {"kind": kind})
+                        self._publish(task.config, text, float(at), {"kind": kind})
                         self._on_event(kind)
                         writer.write(json.dumps({"op": "ack", "seq": seq}).encode() + b"\n")
                     case {"exit": dict(record)}:

@@ -182,6 +182,12 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             smt=self.node.config.cores.smt,
         )
         machines = self.node.machines()
+        loop = asyncio.get_running_loop()
+
+        def tell(text: str) -> None:
+            loop.call_soon_threadsafe(self.store.announce, config, text, "image")
+
+        await self.offload("image", machines.bring_images, spec, tell)
         machine = await self.offload("start", machines.start, spec)
         task = self.store.add(config, machine)
         for notice in machine.notices:

@@ -164,6 +164,10 @@ class _Finder:
             return self._of_the_operator(key, text, Path("/", *parts))
         return FileRef(root=self._task_dir, relative=".")
 
+    def may_change(self, ref: FileRef) -> bool:
+        """Whether the tasks of the group can write to it."""
+        return ref.root in (self._task_dir, self._shared_dir)
+
     def _of_the_operator(self, key: str, text: str, path: Path) -> FileRef:
         roots = [root for root in self._image_paths if path.is_relative_to(root)]
         if roots:
@@ -200,27 +204,36 @@ def _firmware(finder: _Finder, options: TaskConfig) -> FirmwareKind | FileRef:
 def _root(finder: _Finder, options: TaskConfig) -> RootDisk | None:
     if not options.image:
         return None
+    image = finder.find("image", options.image)
     return RootDisk(
-        image=finder.find("image", options.image),
+        image=image,
         format=options.image_format,
         mode=options.root_mode,
         size_bytes=options.root_size_bytes,
+        packed=options.image_packed,
+        cached=options.root_mode == "overlay" and finder.may_change(image),
     )
 
 
 def _disks(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> tuple[DiskSpec, ...]:
-    return tuple(
-        DiskSpec(
-            name=disk.name,
-            format=disk.format,
-            source=finder.find(f"disk[{index}].source", disk.source) if disk.source else None,
-            size_bytes=disk.size_bytes,
-            readonly=disk.readonly,
-            serial=disk.serial,
-            persistent=_disk_key(task, disk.name) if disk.persistent else None,
+    made = []
+    for index, disk in enumerate(options.disks):
+        source = finder.find(f"disk[{index}].source", disk.source) if disk.source else None
+        made.append(
+            DiskSpec(
+                name=disk.name,
+                format=disk.format,
+                source=source,
+                packed=disk.packed,
+                # A raw one leads nowhere, whatever the job writes into it meanwhile.
+                cached=source is not None and disk.readonly and disk.format == "qcow2" and finder.may_change(source),
+                size_bytes=disk.size_bytes,
+                readonly=disk.readonly,
+                serial=disk.serial,
+                persistent=_disk_key(task, disk.name) if disk.persistent else None,
+            )
         )
-        for index, disk in enumerate(options.disks)
-    )
+    return tuple(made)
 
 
 def _disk_key(task: pb.TaskConfig, name: str) -> DiskKey:

@@ -41,16 +41,17 @@ def open_beneath(root: Path, relative: str, flags: int = os.O_RDONLY) -> int:
         os.close(dir_fd)
 
 
-def open_ref(ref: FileRef, *, key: str) -> int:
-    """Open the regular file that the job named with `key`, read-only; the caller owns the descriptor."""
+def open_ref(ref: FileRef, *, key: str, writable: bool = False) -> int:
+    """Open the regular file that the job named with `key`; the caller owns the descriptor. Raises SpecError."""
     try:
         # O_NONBLOCK: opening a FIFO that a job put there must not hang us.
-        fd = open_beneath(ref.root, ref.relative, os.O_RDONLY | os.O_NONBLOCK)
+        fd = open_beneath(ref.root, ref.relative, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK)
     except OSError as exc:
         if exc.errno == errno.EXDEV:
             raise SpecError(f"{key} = {str(ref)!r}: leads out of {ref.root}, expected a file beneath it") from exc
         reason = (exc.strerror or str(exc)).lower()
-        raise SpecError(f"{key} = {str(ref)!r}: {reason}, expected a readable file") from exc
+        kind = "writable" if writable else "readable"
+        raise SpecError(f"{key} = {str(ref)!r}: {reason}, expected a {kind} file") from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise SpecError(f"{key} = {str(ref)!r}: not a regular file")

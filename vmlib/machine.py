@@ -16,10 +16,12 @@ from pathlib import Path
 from vmlib import cgroup, credentials, failpoint, files, hugepages, memory, postflight, process
 from vmlib.cores.service import Assigned, Cores, CoreSettings, Notice
 from vmlib.cores.words import Entry
-from vmlib.disk.data import prepare_disk
+from vmlib.disk.cache import ImageCache
+from vmlib.disk.data import prepare_disk, wants_source
 from vmlib.disk.flash import open_firmware, prepare_uefi
+from vmlib.disk.intake import Intake, Tell
 from vmlib.disk.persistent import Holder
-from vmlib.disk.root import prepare_root
+from vmlib.disk.root import prepare_root, wants_image
 from vmlib.disk.seed import seed_files, with_user_data, write_seed
 from vmlib.disk.stage import stage_boot
 from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, VmError
@@ -62,6 +64,37 @@ class Machines:
         self.cores = Cores(settings.layout, settings.cores, self._known)
 
     # -- start ---------------------------------------------------------------------------------------------------
+
+    def bring_images(self, spec: MachineSpec, tell: Tell | None = None) -> None:
+        """Do the part of a start that may take minutes: unpack and copy into the image cache what the job brings along.
+
+        For a caller that wants to tell of it, or to have it done elsewhere than the rest; a start does without.
+        Raises VmError.
+        """
+        into = self._layout.machine(spec.name).disk_dir
+        intake = self._intake(tell)
+        root = spec.root
+        wanted = []
+        if root is not None and (root.cached or root.packed) and wants_image(root, into):
+            wanted.append((root.image, root.format, root.packed, "image"))
+        for index, disk in enumerate(spec.disks):
+            if disk.source is not None and (disk.packed or disk.cached) and wants_source(disk, into):
+                wanted.append((disk.source, disk.format, disk.packed, f"disk[{index}].source"))
+        if not wanted:
+            return
+        try:
+            _make_private(self._layout.data_dir)
+            for ref, format_, packed, key in wanted:
+                intake.bring(ref, format_, packed, None, key=key)
+        except OSError as exc:
+            raise _translate(exc) from exc
+
+    @property
+    def images(self) -> ImageCache:
+        return ImageCache(self._layout.cache)
+
+    def _intake(self, tell: Tell | None = None) -> Intake:
+        return Intake(self.images, max_virtual_bytes=self._settings.image_max_size_bytes, tell=tell)
 
     def start(self, spec: MachineSpec) -> Machine:
         """Start a machine and let its guest run. A second call with the same id returns what the first one made.
@@ -216,11 +249,11 @@ class Machines:
 
         disks: list[DiskAttachment] = []
         told: list[Notice] = []
-        limit = self._settings.image_max_size_bytes
+        intake = self._intake()
         if spec.root is not None or spec.disks:
             _make_private(paths.disk_dir)
         if spec.root is not None:
-            disks.append(prepare_root(spec.root, paths.disk_dir, max_virtual_bytes=limit))
+            disks.append(prepare_root(spec.root, paths.disk_dir, intake=intake))
             keep(disks[-1].file)
             keep(disks[-1].backing)
         persistent = postflight.persistent_disks(self._layout)
@@ -229,9 +262,7 @@ class Machines:
             if disk.persistent is not None:
                 directory = persistent.directory(disk.persistent)
                 journal.note("disk.release", directory=str(directory), machine_id=spec.id)
-            made, words = prepare_disk(
-                disk, index, paths.disk_dir, persistent=persistent, holder=holder, max_virtual_bytes=limit
-            )
+            made, words = prepare_disk(disk, index, paths.disk_dir, persistent=persistent, holder=holder, intake=intake)
             disks.append(made)
             keep(made.file)
             if words:

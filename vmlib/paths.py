@@ -160,6 +160,11 @@ class Layout:
         return self.data_dir / "disks"
 
     @property
+    def cache(self) -> Path:
+        """Images that jobs brought along."""
+        return self.data_dir / "cache"
+
+    @property
     def cores(self) -> Path:
         """What the driver tells the device plugin and the command line about this host's cores."""
         return self.data_dir / "cores.json"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 DiskFormat = Literal["raw", "qcow2"]
-RootMode = Literal["overlay", "copy"]
+RootMode = Literal["overlay", "copy", "direct"]
+Packing = Literal["", "xz", "zst", "gz"]
 OnReboot = Literal["restart", "exit"]
 OnPanic = Literal["exit", "restart"]
 FirmwareKind = Literal["", "bios", "uefi"]
@@ -41,6 +42,8 @@ class RootDisk:
     format: DiskFormat
     mode: RootMode = "overlay"
     size_bytes: int | None = None  # grow to this; None keeps the image's own size
+    packed: Packing = ""  # how the file is compressed; `format` is of what comes out
+    cached: bool = False  # the file may change or go under us: the machine builds on what the image cache has of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -61,6 +64,8 @@ class DiskSpec:
     name: str
     format: DiskFormat
     source: FileRef | None = None  # read-only it is used as it is, otherwise copied
+    packed: Packing = ""  # how that is compressed
+    cached: bool = False  # as of a root disk
     size_bytes: int | None = None  # of a disk without source; a copy is grown to it
     readonly: bool = False
     serial: str = ""  # what the guest knows it by

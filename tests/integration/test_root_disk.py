@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vmlib.disk.cache import ImageCache
+from vmlib.disk.intake import Intake
 from vmlib.disk.root import prepare_root
 from vmlib.errors import HostError, NoCapacityError, SpecError
 from vmlib.resources import DiskAttachment
@@ -21,6 +23,10 @@ LIMIT = 1 << 40
 
 def run(*argv: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def intake_in(into: Path) -> Intake:
+    return Intake(ImageCache(into / "cache"), max_virtual_bytes=LIMIT)
 
 
 def virtual_size(path: Path) -> int:
@@ -45,7 +51,7 @@ def with_(root: RootDisk, *, mode: RootMode = "overlay", size_bytes: int | None 
 
 def prepare(root: RootDisk, into: Path) -> DiskAttachment:
     """Prepare and close: the tests look at the files."""
-    disk = prepare_root(root, into, max_virtual_bytes=LIMIT)
+    disk = prepare_root(root, into, intake=intake_in(into))
     os.close(disk.file.fd)
     if disk.backing is not None:
         os.close(disk.backing.fd)
@@ -102,7 +108,7 @@ def test_an_overlay_grows_and_is_kept_over_a_restart(image: RootDisk, tmp_path: 
 
 
 def test_descriptors_are_writable_for_the_overlay_and_read_only_for_the_image(image: RootDisk, tmp_path: Path) -> None:
-    disk = prepare_root(image, tmp_path / "disk", max_virtual_bytes=LIMIT)
+    disk = prepare_root(image, tmp_path / "disk", intake=intake_in(tmp_path / "disk"))
     assert disk.backing is not None
     with open(disk.file.fd, "r+b") as overlay, open(disk.backing.fd, "rb"):
         assert overlay.read(4) == b"QFI\xfb"
@@ -172,7 +178,7 @@ def test_real_images_that_lead_out_of_themselves_are_refused(tmp_path: Path, opt
 
 def test_a_missing_qemu_img_is_the_operators_to_mend(image: RootDisk, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="/nonexistent/qemu-img: no such file or directory"):
-        prepare_root(image, tmp_path / "disk", max_virtual_bytes=LIMIT, qemu_img="/nonexistent/qemu-img")
+        prepare_root(image, tmp_path / "disk", intake=intake_in(tmp_path / "disk"), qemu_img="/nonexistent/qemu-img")
     assert not list((tmp_path / "disk").glob("*.qcow2"))
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from vmlib.disk.cache import ImageCache
 from vmlib.disk.image import check_image
+from vmlib.disk.intake import Intake
 from vmlib.disk.unpack import CHUNK_BYTES, Kind, UnpackLimits, packed_name, unpack
 from vmlib.errors import NoCapacityError, SpecError
+from vmlib.spec import FileRef
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -111,17 +113,16 @@ def test_a_window_wider_than_the_tool_takes_unasked_is_refused(tmp_path: Path) -
 
 
 def test_the_cache_keeps_one_unpacked_image_of_many_names(image: Path, tmp_path: Path) -> None:
-    def fill(source: int, target: int) -> None:
-        unpack(source, target, kind="xz", limits=LIMITS, what="image = 'x.xz'")
-
     cache = ImageCache(tmp_path / "cache")
+    intake = Intake(cache, max_virtual_bytes=1 << 30)
     packed = pack(image, "xz -0")
-    made = []
     for path in (packed, Path(shutil.copy(packed, tmp_path / "other.xz"))):
-        with path.open("rb") as file:
-            made.append(cache.get(file.fileno(), "raw", fill, what="image = 'x.xz'"))
-    assert made[0] == made[1]
-    assert made[0].read_bytes() == image.read_bytes()
+        ref = FileRef(root=tmp_path, relative=path.name)
+        intake.bring(
+            ref, "qcow2" if "qcow2" in image.name else "raw", "xz", tmp_path / f"{path.name}.base", key="image"
+        )
+        assert (tmp_path / f"{path.name}.base").read_bytes() == image.read_bytes()
+    assert len(list(cache.images())) == 1
 
 
 @pytest.mark.needs("root")
@@ -142,6 +143,7 @@ import re, sys
 from pathlib import Path
 from vmlib.disk.unpack import UnpackLimits, unpack
 from vmlib.errors import SpecError
+from vmlib.spec import DiskFormat, FileRef
 
 
 def peak_kib():

@@ -184,6 +184,8 @@ def test_an_empty_plugin_block_gives_the_defaults_of_the_design() -> None:
         image_paths=(),
         default_network="",
         networks={},
+        image_cache_max_bytes=50 << 30,
+        image_cache_max_age_s=30 * 86400.0,
         orphan_grace_s=300.0,
         gc_dry_run=False,
     )
@@ -201,7 +203,7 @@ def test_a_full_plugin_block_is_read() -> None:
         "image_paths": ["/srv/images", "/mnt/i"],
         "default_network": "u",
         "network": {"u": {"mode": "user", "parent": None, "filter": False}},
-        "gc": {"orphan_grace": "1h30m", "dry_run": True},
+        "gc": {"orphan_grace": "1h30m", "image_cache_max": "0", "image_cache_max_age": "1m30s", "dry_run": True},
     }
     assert plugin(config) == PluginConfig(
         data_dir=Path("/srv/chv"),
@@ -215,6 +217,8 @@ def test_a_full_plugin_block_is_read() -> None:
         image_paths=(Path("/srv/images"), Path("/mnt/i")),
         default_network="u",
         networks={"u": UserNetwork(name="u")},
+        image_cache_max_bytes=0,
+        image_cache_max_age_s=90.0,
         orphan_grace_s=5400.0,
         gc_dry_run=True,
     )
@@ -422,7 +426,11 @@ def nic(**keys: object) -> dict[str, object]:
             "image_format: expected raw or qcow2, because the name 'noble.img' does not say",
         ),
         (IMAGE | {"image_format": "vmdk"}, "image_format = 'vmdk': expected \"\", raw or qcow2"),
-        (IMAGE | {"root_mode": "link"}, "root_mode = 'link': expected overlay or copy"),
+        (IMAGE | {"root_mode": "link"}, "root_mode = 'link': expected overlay, copy or direct"),
+        (
+            IMAGE | {"image": "a.raw.xz", "root_mode": "direct"},
+            "root_mode = 'direct': expected overlay or copy, because a .xz file cannot be written to",
+        ),
         (IMAGE | {"root_size": "big"}, "root_size = 'big': expected a size such as 10GiB"),
         (IMAGE | {"root_size": "0"}, "root_size = '0': expected more than nothing"),
         (KERNEL | {"vcpus": 0}, f"vcpus = 0: {VCPUS}"),
@@ -586,7 +594,6 @@ def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
         "network_interface.gateway",
         "network_interface.network",
         "network_interface.rate_limit",
-        "root_mode",
         "share",
         "tpm",
         "vfio",
@@ -595,8 +602,6 @@ def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
     assert sorted({path for path, _ in unbuilt(PLUGIN)}) == [
         "cloud_hypervisor.binary",
         "cloud_hypervisor.firmware",
-        "gc.image_cache_max",
-        "gc.image_cache_max_age",
         "hypervisor",
         "network.mode",
         "vfio_allow",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from vmlib.disk.cache import ImageCache
 from vmlib.disk.image import ImageInfo
+from vmlib.disk.intake import Intake
 from vmlib.disk.root import prepare_root, wanted_size_bytes
 from vmlib.errors import SpecError
 from vmlib.resources import DiskAttachment
@@ -23,6 +25,10 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+def intake_in(into: Path) -> Intake:
+    return Intake(ImageCache(into / "cache"), max_virtual_bytes=LIMIT)
+
+
 def root_disk(
     image: Path, *, mode: RootMode = "copy", format_: DiskFormat = "raw", size: int | None = None
 ) -> RootDisk:
@@ -31,7 +37,7 @@ def root_disk(
 
 
 def prepare(root: RootDisk, into: Path) -> DiskAttachment:
-    disk = prepare_root(root, into, max_virtual_bytes=LIMIT, qemu_img=NO_TOOL)
+    disk = prepare_root(root, into, intake=intake_in(into), qemu_img=NO_TOOL)
     # Only what the descriptor shows counts for a VMM; it is closed here so that no test leaks it.
     with open(disk.file.fd, "rb"):
         assert os.pread(disk.file.fd, 1 << 26, 0) == disk.file.path.read_bytes()

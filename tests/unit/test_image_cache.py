@@ -1,12 +1,14 @@
 """The image cache: one of each content, made once however many want it, removed without harm to anybody."""
 
+import hashlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vmlib.disk.cache import ImageCache
+from vmlib.disk.cache import ImageCache, Recipe
 from vmlib.errors import SpecError
 
 KIB64 = 1 << 16
@@ -20,16 +22,24 @@ class Source:
         self.path = path
         self.made = 0
 
-    def fill(self, source: int, target: int) -> None:
+    def fill(self, source: int, target: int) -> str:
         self.made += 1
         os.write(target, os.pread(source, 1 << 20, 0)[::-1])
+        return checksum(source)
 
-    def get(self, cache: ImageCache) -> Path:
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            return cache.get(fd, "raw", self.fill, what="image")
-        finally:
-            os.close(fd)
+    def get(self, cache: ImageCache, target: Path | None = None) -> Path:
+        with self.path.open("rb") as file:
+            name = cache.get(file.fileno(), recipe(self.fill), target, what="image")
+        (path,) = (image.path for image in cache.images() if image.path.name == name)
+        return path
+
+
+def recipe(fill: Callable[[int, int], str]) -> Recipe:
+    return Recipe(kind="raw", checksum=checksum, fill=fill)
+
+
+def checksum(fd: int) -> str:
+    return hashlib.sha256(os.pread(fd, 1 << 20, 0)).hexdigest()
 
 
 @pytest.fixture
@@ -74,13 +84,13 @@ def test_a_file_that_changed_is_another_image(cache: ImageCache, tmp_path: Path)
 def test_a_failure_leaves_nothing_and_the_next_tries_again(cache: ImageCache, tmp_path: Path) -> None:
     source = Source(tmp_path / "a", b"abc")
 
-    def broken(source_fd: int, target: int) -> None:
+    def broken(source_fd: int, target: int) -> str:
         os.write(target, b"half")
         raise SpecError("image: corrupt")
 
     fd = os.open(source.path, os.O_RDONLY)
     with pytest.raises(SpecError, match="corrupt"):
-        cache.get(fd, "raw", broken, what="image")
+        cache.get(fd, recipe(broken), None, what="image")
     os.close(fd)
     assert list((tmp_path / "cache/images").iterdir()) == []
     assert source.get(cache).read_bytes() == b"cba"
@@ -88,13 +98,14 @@ def test_a_failure_leaves_nothing_and_the_next_tries_again(cache: ImageCache, tm
 
 def test_a_machine_keeps_its_image_when_the_cache_forgets_it(cache: ImageCache, tmp_path: Path) -> None:
     source = Source(tmp_path / "a", b"x" * KIB64)
-    image, mine = source.get(cache), tmp_path / "base.raw"
-    cache.link(image, mine)
+    mine = tmp_path / "base.raw"
+    image = source.get(cache, mine)
+    assert mine.read_bytes() == b"x" * KIB64
     assert cache.collect(max_bytes=0, max_age_s=0, now=2e9) == []  # its room is taken anyway
     mine.unlink()
     assert cache.collect(max_bytes=0, max_age_s=1e12) == [image]
     assert list(cache.images()) == []
-    assert list((tmp_path / "cache/seen").iterdir()) == []
+    assert list((tmp_path / "cache/seen").iterdir()) == list((tmp_path / "cache/locks").iterdir()) == []
     assert source.get(cache).exists()
     assert source.made == 2
 
@@ -107,3 +118,44 @@ def test_the_oldest_goes_first_and_only_as_many_as_must(cache: ImageCache, tmp_p
     assert cache.collect(max_bytes=2 * KIB64, max_age_s=1e12) == images[:2]
     assert cache.collect(max_bytes=1 << 40, max_age_s=10, now=1012.5) == [images[2]]
     assert [image.path for image in cache.images()] == images[3:]
+
+
+def test_what_changes_while_it_is_read_is_never_kept_under_the_name_of_something_else(
+    cache: ImageCache, tmp_path: Path
+) -> None:
+    source = Source(tmp_path / "a", b"abc")
+
+    def swapped(source_fd: int, target: int) -> str:
+        source.path.write_bytes(b"evil")
+        return source.fill(source_fd, target)
+
+    with source.path.open("rb") as file, pytest.raises(SpecError, match=r"image: changed while it was read"):
+        cache.get(file.fileno(), recipe(swapped), None, what="image")
+    assert list(cache.images()) == []
+    assert Source(tmp_path / "b", b"abc").get(cache).read_bytes() == b"cba"
+
+
+def test_what_somebody_left_who_was_killed_is_removed_and_what_is_being_made_is_not(
+    cache: ImageCache, tmp_path: Path
+) -> None:
+    source = Source(tmp_path / "a", b"abc")
+    image = source.get(cache)
+    torn = image.parent / f".{'0' * 64}.raw.12345678"
+    torn.write_bytes(b"half")
+
+    def meanwhile(source_fd: int, target: int) -> str:
+        before = sorted(image.parent.iterdir())
+        cache.collect(max_bytes=1 << 40, max_age_s=1e12)
+        assert sorted(image.parent.iterdir()) == [path for path in before if path != torn]
+        return source.fill(source_fd, target)
+
+    source.path.write_bytes(b"abd")
+    with source.path.open("rb") as file:
+        cache.get(file.fileno(), recipe(meanwhile), None, what="image")
+    assert not torn.exists()
+
+
+def test_a_dry_run_names_what_it_would_remove_and_removes_nothing(cache: ImageCache, tmp_path: Path) -> None:
+    image = Source(tmp_path / "a", b"x" * KIB64).get(cache)
+    assert cache.collect(max_bytes=0, max_age_s=0, dry_run=True) == [image]
+    assert image.exists()

@@ -1,7 +1,7 @@
-"""Images that had to be unpacked, kept once for all machines: by their content, made by one at a time.
+"""Images that jobs bring along, kept once for all machines: by their content, made by one at a time.
 
-`images/SHA256.FORMAT` is what came out of the file with that checksum, `seen/KEY` remembers the checksum of a file by
-what changes with it, and `locks/KEY` makes those wait who want the same. A machine has a hard link of its own to the
+`images/SHA256.KIND` is what was made of the file with that checksum, `seen/KEY` remembers the checksum of a file by
+what changes with it, and `locks/` makes those wait who want the same. A machine has a hard link of its own to the
 image below its disk, so that removing one here takes nothing from anybody.
 """
 
@@ -17,14 +17,20 @@ from pathlib import Path
 
 from vmlib import files
 from vmlib.disk.copy import made_beside, told
-from vmlib.spec import DiskFormat
+from vmlib.errors import SpecError
 
 log = logging.getLogger(__name__)
 
-_PIECE_BYTES = 1 << 20
 
-# Fills the empty file behind the second descriptor from the file behind the first. Raises SpecError, OSError.
-Fill = Callable[[int, int], None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How an image is made of a file."""
+
+    kind: str  # what comes out, and of what: files of one content and kind are one image
+    checksum: Callable[[int], str]  # of the file behind a descriptor
+    # Fills the empty file behind the second descriptor from the file behind the first. Returns the checksum of what it
+    # has read, because a job may write to the first meanwhile. Raises SpecError, OSError.
+    fill: Callable[[int, int], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,33 +48,47 @@ class ImageCache:
     def __init__(self, top: Path) -> None:
         self._top = top
 
-    def get(self, source_fd: int, format_: DiskFormat, fill: Fill, *, what: str) -> Path:
-        """The image that `fill` makes of the file behind `source_fd`, made now if nobody has made it before.
+    def get(self, source_fd: int, recipe: Recipe, target: Path | None, *, what: str) -> str:
+        """Give a machine its own name `target` for the image of a file, which is made now if nobody did it before.
 
-        Whoever wants the same file meanwhile waits for the first. `what` is the job's words for it. Raises SpecError,
-        NoCapacityError when the host's disk is full, HostError; nothing partial stays.
+        Without `target` it is only made. Whoever wants the same file meanwhile waits for the first. `what` is the job's
+        words for it. Returns the image's name here. Raises SpecError, NoCapacityError when the host's disk is full,
+        HostError; nothing partial stays.
         """
-        for name in ("images", "seen", "locks"):
-            (self._top / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = _key(os.fstat(source_fd), format_)
-        with told(what), files.locked(self._top / "locks" / key):
-            seen = self._top / "seen" / key
-            path = self._known(seen)
-            if path is None:
-                path = self._top / "images" / f"{_checksum(source_fd)}.{format_}"
-                # Two files of one content have two keys, and this is where they meet.
-                with files.locked(self._top / "locks" / path.name):
-                    if not path.exists():
-                        with made_beside(path) as (fd, _):
-                            fill(source_fd, fd)
-                files.write_atomic(seen, json.dumps(path.name).encode())
-            os.utime(path)
-            return path
+        with told(what):
+            for name in ("images", "seen", "locks"):
+                (self._top / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            while True:
+                path = self._make(source_fd, recipe, what)
+                try:
+                    os.utime(path)
+                    if target is not None:
+                        target.unlink(missing_ok=True)
+                        os.link(path, target)
+                except FileNotFoundError:  # it was old, and somebody collected it just now
+                    continue
+                return path.name
 
-    def link(self, image: Path, target: Path) -> None:
-        """Give a machine its own name for an image. Raises FileNotFoundError when that was removed meanwhile."""
-        target.unlink(missing_ok=True)
-        os.link(image, target)
+    def _make(self, source_fd: int, recipe: Recipe, what: str) -> Path:
+        key = _key(os.fstat(source_fd), recipe.kind)
+        seen = self._top / "seen" / key
+        if (path := self._known(seen)) is not None:
+            return path
+        with files.locked(self._top / "locks" / key):
+            if (path := self._known(seen)) is not None:
+                return path
+            path = self._top / "images" / f"{recipe.checksum(source_fd)}.{recipe.kind}"
+            # Two files of one content have two keys, and this is where they meet.
+            with files.locked(self._top / "locks" / path.name):
+                if not path.exists():
+                    with made_beside(path) as (fd, _):
+                        used = recipe.fill(source_fd, fd)
+                        # Under the checksum of one content nobody may find another: other jobs trust it.
+                        if f"{used}.{recipe.kind}" != path.name:
+                            raise SpecError(f"{what}: changed while it was read, expected a file that is complete")
+                        os.fchmod(fd, 0o400)
+            files.write_atomic(seen, json.dumps(path.name).encode())
+            return path
 
     def images(self) -> Iterator[CachedImage]:
         """Every image, the one that was used longest ago first."""
@@ -82,10 +102,13 @@ class ImageCache:
                 )
         yield from sorted(found, key=lambda image: image.used_at)
 
-    def collect(self, *, max_bytes: int, max_age_s: float, now: float | None = None) -> list[Path]:
+    def collect(
+        self, *, max_bytes: int, max_age_s: float, now: float | None = None, dry_run: bool = False
+    ) -> list[Path]:
         """Remove what was not used for so long, then the oldest until no more than `max_bytes` are left.
 
-        What a machine has a link to costs the host its room anyway, and stays. Returns what was removed.
+        What a machine has a link to costs the host its room anyway, and stays. Returns what was removed, or with
+        `dry_run` what would have been.
         """
         now = time.time() if now is None else now
         images = [image for image in self.images() if image.bytes]
@@ -95,11 +118,14 @@ class ImageCache:
             if now - image.used_at <= max_age_s and total <= max_bytes:
                 break
             with contextlib.suppress(FileNotFoundError):
-                image.path.unlink()
+                if not dry_run:
+                    image.path.unlink()
                 gone.append(image.path)
-                log.info("image cache: removed %s, %d bytes", image.path.name, image.bytes)
+                verb = "would remove" if dry_run else "removed"
+                log.info("image cache: %s %s, %d bytes", verb, image.path.name, image.bytes)
             total -= image.bytes
-        self._forget_lost()
+        if not dry_run:
+            self._forget_lost()
         return gone
 
     def _known(self, seen: Path) -> Path | None:
@@ -114,18 +140,23 @@ class ImageCache:
         for seen in (self._top / "seen").glob("*"):
             if self._known(seen) is None:
                 seen.unlink(missing_ok=True)
-                (self._top / "locks" / seen.name).unlink(missing_ok=True)
+                self._unlock(seen.name)
+        for torn in (self._top / "images").glob(".*"):  # by somebody who was killed while it was made
+            name = torn.name[1:].rpartition(".")[0]
+            with contextlib.suppress(BlockingIOError), files.locked(self._top / "locks" / name, blocking=False):
+                torn.unlink(missing_ok=True)
+        for lock in (self._top / "locks").glob("*.*"):
+            if not (self._top / "images" / lock.name).exists():
+                self._unlock(lock.name)
+
+    def _unlock(self, name: str) -> None:
+        """Remove a lock that nobody holds. Whoever waits for it notices, and makes it anew."""
+        path = self._top / "locks" / name
+        with contextlib.suppress(BlockingIOError), files.locked(path, blocking=False):
+            path.unlink(missing_ok=True)
 
 
-def _key(status: os.stat_result, format_: DiskFormat) -> str:
+def _key(status: os.stat_result, kind: str) -> str:
     """What changes when a file does. The ctime is what nobody can set."""
-    facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, format_)
+    facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, kind)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-
-
-def _checksum(fd: int) -> str:
-    digest, pos = hashlib.sha256(), 0
-    while piece := os.pread(fd, _PIECE_BYTES, pos):
-        digest.update(piece)
-        pos += len(piece)
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +13,17 @@ from vmlib.errors import HostError, NoCapacityError, VmError
 
 _FICLONE = 0x40049409
 _CHUNK_BYTES = 1 << 20
+_IN_KERNEL_BYTES = 64 << 20  # at once, so that progress can be told
 # What says "not on these two files" and not "something is broken".
 _CANNOT_SHARE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "disk quota used up"}
 
 
-def clone_or_copy(source_fd: int, target_fd: int) -> Literal["reflink", "sparse"]:
+# Bytes that are done, and all of them.
+Progress = Callable[[int, int], None]
+
+
+def clone_or_copy(source_fd: int, target_fd: int, *, progress: Progress | None = None) -> Literal["reflink", "sparse"]:
     """Give the empty file `target_fd` the content of `source_fd`. Moves the read position of the source."""
     try:
         fcntl.ioctl(target_fd, _FICLONE, source_fd)
@@ -39,7 +44,10 @@ def clone_or_copy(source_fd: int, target_fd: int) -> Literal["reflink", "sparse"
                 break
             raise
         pos = min(os.lseek(source_fd, start, os.SEEK_HOLE), size)
-        _copy_range(source_fd, target_fd, start, pos)
+        for begin in range(start, pos, _IN_KERNEL_BYTES):
+            _copy_range(source_fd, target_fd, begin, min(begin + _IN_KERNEL_BYTES, pos))
+            if progress is not None:
+                progress(begin, size)
     return "sparse"
 
 

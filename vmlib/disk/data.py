@@ -5,7 +5,9 @@ from pathlib import Path
 
 from vmlib.disk.copy import told
 from vmlib.disk.grow import make_empty, open_grown
+from vmlib.disk.hold import hold_image
 from vmlib.disk.image import check_image, in_words, whole_sectors
+from vmlib.disk.intake import Intake
 from vmlib.disk.persistent import Holder, PersistentDisks
 from vmlib.disk.root import open_copy
 from vmlib.errors import SpecError
@@ -15,7 +17,7 @@ from vmlib.spec import DiskSpec
 
 
 def prepare_disk(
-    disk: DiskSpec, index: int, into: Path, *, persistent: PersistentDisks, holder: Holder, max_virtual_bytes: int
+    disk: DiskSpec, index: int, into: Path, *, persistent: PersistentDisks, holder: Holder, intake: Intake
 ) -> tuple[DiskAttachment, str]:
     """Make disk number `index` of a machine in the directory `into`, or open what an earlier start made there.
 
@@ -23,6 +25,7 @@ def prepare_disk(
     holder's until it is released. Raises SpecError, NoCapacityError, HostError.
     """
     what = f"disk[{index}]"
+    max_virtual_bytes = intake.max_virtual_bytes
     if disk.size_bytes is not None and whole_sectors(disk.size_bytes) > max_virtual_bytes:
         raise SpecError(f"{what}.size = {in_words(disk.size_bytes)}: expected at most {in_words(max_virtual_bytes)}")
     told_of = ""
@@ -40,39 +43,65 @@ def prepare_disk(
         if taken.created:
             told_of = f"disk created: persistent disk {disk.name!r} is new and empty, {in_words(disk.size_bytes)}"
     elif disk.readonly:
-        file = _open_readonly(disk, what, max_virtual_bytes)
+        file = _open_readonly(disk, what, _base_in(into, disk), intake)
     else:
-        file = _open_own(disk, what, into / f"data-{disk.name}.{disk.format}", max_virtual_bytes)
+        file = _open_own(disk, what, _own_in(into, disk), intake)
     attachment = DiskAttachment(
         name=f"data{index}", file=file, format=disk.format, readonly=disk.readonly, serial=disk.serial
     )
     return attachment, told_of
 
 
-def _open_readonly(disk: DiskSpec, what: str, max_virtual_bytes: int) -> OpenFile:
+def wants_source(disk: DiskSpec, into: Path) -> bool:
+    """Whether the next start needs the file that the job names, and it has to be brought."""
+    if disk.readonly:
+        return not _base_in(into, disk).exists()
+    return disk.source is not None and not _own_in(into, disk).exists()
+
+
+def _own_in(into: Path, disk: DiskSpec) -> Path:
+    return into / f"data-{disk.name}.{disk.format}"
+
+
+def _base_in(into: Path, disk: DiskSpec) -> Path:
+    """This machine's name for an image in the cache."""
+    return into / f"data-{disk.name}.base.{disk.format}"
+
+
+def _open_readonly(disk: DiskSpec, what: str, base: Path, intake: Intake) -> OpenFile:
     assert disk.source is not None
     key = f"{what}.source"
-    fd = open_ref(disk.source, key=key)
-    file = OpenFile(fd=fd, path=disk.source.root / disk.source.relative)
+    in_place = not (disk.cached or disk.packed)
+    if in_place:
+        fd, path = open_ref(disk.source, key=key), disk.source.root / disk.source.relative
+    else:
+        if not base.exists():
+            intake.bring(disk.source, disk.format, disk.packed, base, key=key)
+        fd, path = os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), base
+    file = OpenFile(fd=fd, path=path)
+    limit = intake.max_virtual_bytes
     try:
-        check_image(fd, declared=disk.format, key=key, path=disk.source, max_virtual_bytes=max_virtual_bytes)
+        if in_place:
+            hold_image(fd, alone=False, what=f"{key} = {str(disk.source)!r}")
+        check_image(fd, declared=disk.format, key=key, path=disk.source, max_virtual_bytes=limit)
     except BaseException:
         os.close(fd)
         raise
     return file
 
 
-def _open_own(disk: DiskSpec, what: str, path: Path, max_virtual_bytes: int) -> OpenFile:
+def _open_own(disk: DiskSpec, what: str, path: Path, intake: Intake) -> OpenFile:
     with told(f"{what} {path}"):
         if disk.source is not None:
             fd = open_copy(
                 disk.source,
                 path,
                 format_=disk.format,
+                packed=disk.packed,
                 size_bytes=disk.size_bytes,
                 key=f"{what}.source",
                 size_key=f"{what}.size",
-                max_virtual_bytes=max_virtual_bytes,
+                intake=intake,
             )
         else:
             assert disk.size_bytes is not None
@@ -84,6 +113,6 @@ def _open_own(disk: DiskSpec, what: str, path: Path, max_virtual_bytes: int) -> 
                 disk.size_bytes,
                 what=what,
                 size_key=f"{what}.size",
-                max_virtual_bytes=max_virtual_bytes,
+                max_virtual_bytes=intake.max_virtual_bytes,
             )
     return OpenFile(fd=fd, path=path)

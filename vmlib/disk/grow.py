@@ -1,6 +1,7 @@
 """Disks of ours: made empty, opened for writing, grown, never shrunk."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmlib.disk.copy import made_beside
@@ -63,5 +64,6 @@ def open_grown(
     return fd
 
 
-def grow_qcow2(path: Path, size_bytes: int, qemu_img: str = "qemu-img") -> None:
-    run_tool([qemu_img, "resize", "-q", "-f", "qcow2", str(path), str(size_bytes)], timeout_s=_TOOL_TIMEOUT_S)
+def grow_qcow2(path: Path, size_bytes: int, qemu_img: str = "qemu-img", *, pass_fds: Sequence[int] = ()) -> None:
+    argv = [qemu_img, "resize", "-q", "-f", "qcow2", str(path), str(size_bytes)]
+    run_tool(argv, timeout_s=_TOOL_TIMEOUT_S, pass_fds=pass_fds)

@@ -1,4 +1,5 @@
-"""The root disk of a machine, made from an image once and kept over the machine's restarts: an overlay or a copy.
+"""The root disk of a machine: an overlay or a copy, made from an image once and kept over the machine's restarts, or
+the image itself.
 
 Nothing we make names another file in its header. The VMM is given the image below an overlay as a block node of its
 own, so a header that a guest has got hold of leads nowhere, not even when a tool of ours opens the file as root.
@@ -10,14 +11,18 @@ from pathlib import Path
 
 from vmlib.disk.copy import clone_or_copy, made_beside, told
 from vmlib.disk.grow import grow_qcow2, make_empty, open_grown
+from vmlib.disk.hold import hold_image
 from vmlib.disk.image import ImageInfo, check_image, in_words, whole_sectors
+from vmlib.disk.intake import Intake
 from vmlib.errors import SpecError
 from vmlib.files import open_ref, write_atomic
 from vmlib.resources import DiskAttachment, OpenFile
-from vmlib.spec import DiskFormat, FileRef, RootDisk
+from vmlib.spec import DiskFormat, FileRef, Packing, RootDisk
+
+_WRITE_BITS = 0o222
 
 
-def prepare_root(root: RootDisk, into: Path, *, max_virtual_bytes: int, qemu_img: str = "qemu-img") -> DiskAttachment:
+def prepare_root(root: RootDisk, into: Path, *, intake: Intake, qemu_img: str = "qemu-img") -> DiskAttachment:
     """Make the root disk in the directory `into`, or open the one that an earlier start of the same machine made there.
 
     The caller owns the descriptors, and sees to it that nobody else is at work on this machine: no other call and no
@@ -25,9 +30,37 @@ def prepare_root(root: RootDisk, into: Path, *, max_virtual_bytes: int, qemu_img
     """
     with told(f"disk directory {into}"):
         into.mkdir(mode=0o700, exist_ok=True)
-    if root.mode == "copy":
-        return _prepare_copy(root, into / f"root-copy.{root.format}", max_virtual_bytes, qemu_img)
-    return _prepare_overlay(root, into / "root-overlay.qcow2", max_virtual_bytes, qemu_img)
+    match root.mode:
+        case "direct":
+            return _prepare_direct(root, intake.max_virtual_bytes, qemu_img)
+        case "copy":
+            return _prepare_copy(root, _copy_in(into, root), intake, qemu_img)
+        case "overlay":
+            return _prepare_overlay(root, _overlay_in(into), intake, qemu_img)
+
+
+def wants_image(root: RootDisk, into: Path) -> bool:
+    """Whether the next start needs the image that the job names; otherwise an earlier one has left all it needs."""
+    match root.mode:
+        case "direct":
+            return False  # as it is
+        case "copy":
+            return not _copy_in(into, root).exists()
+        case "overlay":
+            return not (_overlay_in(into).exists() and _base_in(into, root).exists())
+
+
+def _copy_in(into: Path, root: RootDisk) -> Path:
+    return into / f"root-copy.{root.format}"
+
+
+def _overlay_in(into: Path) -> Path:
+    return into / "root-overlay.qcow2"
+
+
+def _base_in(into: Path, root: RootDisk) -> Path:
+    """This machine's name for an image in the cache."""
+    return into / f"root-base.{root.format}"
 
 
 def wanted_size_bytes(
@@ -47,8 +80,9 @@ def wanted_size_bytes(
     return size
 
 
-def _prepare_overlay(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_img: str) -> DiskAttachment:
-    image_fd = open_ref(root.image, key="image")
+def _prepare_overlay(root: RootDisk, path: Path, intake: Intake, qemu_img: str) -> DiskAttachment:
+    max_virtual_bytes = intake.max_virtual_bytes
+    image_fd, image_path, identity = _open_below(root, path, intake)
     try:
         info = check_image(
             image_fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
@@ -56,10 +90,10 @@ def _prepare_overlay(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_im
         size = wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
         with told(f"root disk {path}"):
             if path.exists():
-                _expect_same_image(root, path, image_fd)
+                _expect_same_image(root, path, identity)
             else:
                 # The note first: an overlay without it could not be told from one over another image.
-                write_atomic(_note_of(path), json.dumps(_identity(image_fd)).encode())
+                write_atomic(_note_of(path), json.dumps(identity).encode())
                 make_empty(path, "qcow2", size, qemu_img=qemu_img)
             fd = open_grown(
                 path, "qcow2", size, what="root disk", max_virtual_bytes=max_virtual_bytes, qemu_img=qemu_img
@@ -71,23 +105,67 @@ def _prepare_overlay(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_im
         name="root",
         file=OpenFile(fd=fd, path=path),
         format="qcow2",
-        backing=OpenFile(fd=image_fd, path=root.image.root / root.image.relative),
+        backing=OpenFile(fd=image_fd, path=image_path),
         backing_format=root.format,
     )
 
 
-def _prepare_copy(root: RootDisk, path: Path, max_virtual_bytes: int, qemu_img: str) -> DiskAttachment:
+def _open_below(root: RootDisk, overlay: Path, intake: Intake) -> tuple[int, Path, dict[str, int | str]]:
+    """The image below an overlay: its descriptor, its name, and what tells it from another one."""
+    if not (root.cached or root.packed):
+        path = root.image.root / root.image.relative
+        fd = open_ref(root.image, key="image")
+        try:
+            hold_image(fd, alone=False, what=f"image = {str(root.image)!r}")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, path, _identity(fd)
+    base = _base_in(overlay.parent, root)
+    if wants_image(root, overlay.parent):
+        name = intake.bring(root.image, root.format, root.packed, base, key="image")
+    else:
+        # Nobody writes to it, so the machine stands on its own feet, whatever has become of the job's file.
+        name = str(_noted(overlay).get("cached", ""))
+    return os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), base, {"cached": name}
+
+
+def _prepare_copy(root: RootDisk, path: Path, intake: Intake, qemu_img: str) -> DiskAttachment:
     with told(f"root disk {path}"):
         fd = open_copy(
             root.image,
             path,
             format_=root.format,
+            packed=root.packed,
             size_bytes=root.size_bytes,
             key="image",
             size_key="root_size",
-            max_virtual_bytes=max_virtual_bytes,
+            intake=intake,
             qemu_img=qemu_img,
         )
+    return DiskAttachment(name="root", file=OpenFile(fd=fd, path=path), format=root.format)
+
+
+def _prepare_direct(root: RootDisk, max_virtual_bytes: int, qemu_img: str) -> DiskAttachment:
+    what = f"image = {str(root.image)!r}"
+    fd = open_ref(root.image, key="image", writable=True)
+    try:
+        # We may write to everything. Whether jobs may is for the file's owner to say.
+        if not os.fstat(fd).st_mode & _WRITE_BITS:
+            raise SpecError(f"{what}: nobody may write to it (mode {os.fstat(fd).st_mode & 0o777:04o})")
+        hold_image(fd, alone=True, what=what)
+        info = check_image(fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes)
+        size = wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
+        if size > info.virtual_size_bytes:
+            with told(what):
+                if root.format == "raw":
+                    os.ftruncate(fd, size)
+                else:
+                    grow_qcow2(Path(f"/proc/self/fd/{fd}"), size, qemu_img, pass_fds=(fd,))
+    except BaseException:
+        os.close(fd)
+        raise
+    path = root.image.root / root.image.relative
     return DiskAttachment(name="root", file=OpenFile(fd=fd, path=path), format=root.format)
 
 
@@ -96,10 +174,11 @@ def open_copy(
     path: Path,
     *,
     format_: DiskFormat,
+    packed: Packing,
     size_bytes: int | None,
     key: str,
     size_key: str,
-    max_virtual_bytes: int,
+    intake: Intake,
     qemu_img: str = "qemu-img",
 ) -> int:
     """Open the copy of an image at `path` for writing, and make it first when there is none.
@@ -107,9 +186,12 @@ def open_copy(
     A copy that is there already stands for itself: its image may have changed or gone since. The caller owns the
     descriptor. Raises SpecError, HostError, OSError; nothing partial stays.
     """
+    max_virtual_bytes = intake.max_virtual_bytes
     if not path.exists():
-        image_fd = open_ref(source, key=key)
+        image_fd = intake.open(source, format_, packed, path.with_suffix(".unpacked"), key=key)
         try:
+            if not packed:
+                hold_image(image_fd, alone=False, what=f"{key} = {str(source)!r}")
             # Before the copy, because that may take long, and of the copy, because the image may change meanwhile.
             info = check_image(image_fd, declared=format_, key=key, path=source, max_virtual_bytes=max_virtual_bytes)
             wanted_size_bytes(info, size_bytes, max_virtual_bytes=max_virtual_bytes, key=size_key)
@@ -130,18 +212,22 @@ def _note_of(path: Path) -> Path:
     return path.with_suffix(".image.json")
 
 
-def _identity(image_fd: int) -> dict[str, int]:
+def _identity(image_fd: int) -> dict[str, int | str]:
     """What changes with the content of a file. No device number: it may differ after a reboot of the host."""
     status = os.fstat(image_fd)
     return {"inode": status.st_ino, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _expect_same_image(root: RootDisk, path: Path, image_fd: int) -> None:
+def _noted(path: Path) -> dict[str, object]:
     try:
         noted = json.loads(_note_of(path).read_bytes())
     except (FileNotFoundError, ValueError):
         noted = None
-    if noted != _identity(image_fd):
+    return noted if isinstance(noted, dict) else {}
+
+
+def _expect_same_image(root: RootDisk, path: Path, identity: dict[str, int | str]) -> None:
+    if _noted(path) != identity:
         raise SpecError(
             f"image = {str(root.image)!r}: changed since this machine's root disk was made over it,"
             " expected the same file",

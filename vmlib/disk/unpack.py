@@ -82,16 +82,18 @@ def unpack(
     limits: UnpackLimits,
     what: str,
     progress: Progress | None = None,
+    read: Callable[[bytes], object] = len,
 ) -> int:
     """Fill the empty file `target_fd` with what the file `source_fd` holds, and return its size in bytes.
 
     Both stay the caller's, and their positions do not matter. Several streams in a row are one image, as for the tools
     that make them. `progress` is called at most once a second, and at the end; what it raises ends the work.
+    `read` gets every byte of the source in order, as a checksum would want it.
     Raises SpecError (`what` begins the complaint), NoCapacityError when the host's disk is full or the time is up,
     HostError. The target holds something partial then, for the caller to throw away.
     """
     with told(what):
-        source = _Source(source_fd, kind=kind, what=what, limits=limits, progress=progress)
+        source = _Source(source_fd, kind=kind, what=what, limits=limits, progress=progress, seen=read)
         expect_kind(os.pread(source_fd, HEAD_BYTES, 0), kind, what=what)
         target = _Sparse(target_fd)
         for piece in _pieces(source, kind, limits):
@@ -116,11 +118,21 @@ def unpack(
 class _Source:
     """The compressed file, slice by slice; sees to time and progress, because every kind of input passes here."""
 
-    def __init__(self, fd: int, *, kind: Kind, what: str, limits: UnpackLimits, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        kind: Kind,
+        what: str,
+        limits: UnpackLimits,
+        progress: Progress | None,
+        seen: Callable[[bytes], object],
+    ) -> None:
         self.kind: Final = kind
         self.what: Final = what
         self.read_bytes = 0
         self._fd = fd
+        self._seen = seen
         # Not more than there was at first: the job may go on writing while we read.
         self._total_bytes = os.fstat(fd).st_size
         self._limits = limits
@@ -132,6 +144,7 @@ class _Source:
         self.check_time()
         data = os.pread(self._fd, min(count, self._total_bytes - self.read_bytes), self.read_bytes)
         self.read_bytes += len(data)
+        self._seen(data)
         return data
 
     def check_time(self) -> None:
