@@ -19,7 +19,7 @@ ENDS = {
     "restart": ("failed", "Exit Code: 1"),
 }
 RUNS = {"service", "http"}
-DISKS = {"persistent"}  # what they do depends on an earlier run: in test_disks.py
+DISKS = {"persistent", "disks", "count"}  # in test_disks.py
 FIRMWARE = {"uefi"}  # in test_firmware.py
 TOKENS = {"tokens"}  # for a node with dedicated cores: in test_cores_device.py
 CORES = {"cores": "cores: vCPU 0 on "}
