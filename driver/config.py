@@ -14,7 +14,7 @@ from driver.units import parse_duration, parse_size
 from vmlib.cores.cpulist import format_cpus, parse_cpus
 from vmlib.disk.unpack import packed_name
 from vmlib.errors import HostError, SpecError
-from vmlib.spec import DiskFormat, FirmwareKind, NumaPolicy, OnPanic, OnReboot, Packing, RootMode
+from vmlib.spec import DiskFormat, FirmwareKind, GuestOs, NumaPolicy, OnPanic, OnReboot, Packing, RootMode
 
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
 _SOCKET_PATH_MAX_BYTES = 107
@@ -116,6 +116,7 @@ class TaskConfig:
     initrd: str = ""
     cmdline: str = ""
     firmware: str = ""  # a FirmwareKind, else a path
+    guest_os: GuestOs = "linux"
     vcpus: int | None = None
     placement: Literal["exclusive", "shared"] = "exclusive"
     threads: Literal["hide", "expose"] = "hide"
@@ -189,6 +190,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         initrd=values["initrd"],
         cmdline=values["cmdline"],
         firmware=values["firmware"],
+        guest_os=values["guest_os"],
         vcpus=_vcpus(complaints, values["vcpus"]),
         placement=values["placement"],
         threads=values["threads"],
@@ -379,6 +381,15 @@ def _check_boot(complaints: Complaints, values: Mapping[str, Any]) -> None:
         complaints.add(
             "root_mode", f"expected overlay or copy, because a .{kind} file cannot be written to", value="direct"
         )
+    if values["guest_os"] == "windows":
+        if values["kernel"]:
+            complaints.add(
+                "kernel",
+                'only Linux is booted without firmware; guest_os = "windows" boots from image',
+                value=values["kernel"],
+            )
+        if values["firmware"] == "bios":
+            complaints.add("firmware", 'expected uefi or a path with guest_os = "windows"', value="bios")
     if not values["image"] and not complaints.any_about("image"):
         for key, default in (("image_format", ""), ("root_mode", "overlay"), ("root_size", "")):
             if values[key] != default:

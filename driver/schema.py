@@ -169,7 +169,7 @@ TASK: Members = (
     _path("initrd"),
     Key(name="cmdline", max_bytes=_CMDLINE),
     _path("firmware"),  # or a word
-    _choice("guest_os", "linux", planned=("windows",)),
+    _choice("guest_os", "linux", "windows"),
     _later_switch("tpm"),
     Key(name="vcpus", kind="number", default=None),
     _choice("placement", "exclusive", "shared"),

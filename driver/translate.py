@@ -63,6 +63,7 @@ def machine_spec(
         memory_mib=_memory_mib(complaints, task),
         boot=_boot(finder, options),
         firmware=_firmware(finder, options),
+        guest_os=options.guest_os,
         root=_root(finder, options),
         disks=_disks(finder, task, options),
         seed=_seed(finder, task, options),

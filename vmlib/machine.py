@@ -374,10 +374,11 @@ def _make_private(path: Path) -> None:
 
 def _firmware(spec: MachineSpec, hypervisor: Hypervisor, paths: MachinePaths, ours: ExitStack) -> FirmwareFiles | None:
     """The firmware that the machine brings along; None when the hypervisor's own will do. `ours` closes the files."""
-    if spec.boot is not None or spec.firmware in ("", "bios"):
+    firmware = spec.boot_firmware
+    if not firmware:
         return None
-    if isinstance(spec.firmware, FileRef):
-        files_ = open_firmware(spec.firmware)
+    if isinstance(firmware, FileRef):
+        files_ = open_firmware(firmware)
     else:
         files_ = prepare_uefi(paths.firmware_vars, hypervisor.uefi_firmware)
     for file in (files_.code, files_.variables):

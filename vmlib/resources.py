@@ -29,6 +29,7 @@ class Firmware:
     code: Path
     variables: Path  # an empty variable store: the template of each machine's own
     smm: bool = False  # it protects its variables, for which it needs the CPU's system management mode
+    enrolled: bool = False  # it comes with keys, and boots only what is signed with them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ Packing = Literal["", "xz", "zst", "gz"]
 OnReboot = Literal["restart", "exit"]
 OnPanic = Literal["exit", "restart"]
 FirmwareKind = Literal["", "bios", "uefi"]
+GuestOs = Literal["linux", "windows"]
 NumaPolicy = Literal["strict", "prefer", "spread"]
 
 
@@ -132,7 +133,8 @@ class MachineSpec:
     vcpus: int
     memory_mib: int
     boot: DirectBoot | None = None  # None: from the root disk by firmware
-    firmware: FirmwareKind | FileRef = ""  # "" = the hypervisor's own; means nothing with `boot`
+    firmware: FirmwareKind | FileRef = ""  # "" = what the hypervisor and the guest like best; means nothing with `boot`
+    guest_os: GuestOs = "linux"  # what the machine's devices and its clock are made for
     root: RootDisk | None = None
     disks: tuple[DiskSpec, ...] = ()  # after the root disk, in this order
     seed: SeedSpec | None = None
@@ -146,3 +148,10 @@ class MachineSpec:
     stdout: Path = Path("/dev/null")  # where the guest's console goes: a FIFO or /dev/null
     stderr: Path = Path("/dev/null")  # where the VMM's and our own words go
     alive_while: Path | None = None  # the machine's directory is kept as long as this directory exists
+
+    @property
+    def boot_firmware(self) -> FirmwareKind | FileRef:
+        """What firmware the machine brings along; "" when it boots a kernel, or by the hypervisor's own."""
+        if self.boot is not None or self.firmware == "bios":
+            return ""
+        return "uefi" if self.firmware == "" and self.guest_os == "windows" else self.firmware

@@ -15,6 +15,7 @@ from vmlib import cgroup, cpuset
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.topology import Topology, read_topology
 from vmlib.errors import HostError
+from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import Offer, probe_offers
 from vmlib.probe import find_program
 
@@ -49,8 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(config: PluginConfig) -> list[Check]:
     """Look at the host; changes nothing."""
+    offer = probe_offers(hypervisor_settings(config))
     return [
-        *_hypervisors(probe_offers(hypervisor_settings(config))),
+        *_hypervisors(offer),
+        *firmware_checks(offer.usable),
         _qemu_img(),
         _privileges(),
         _uids(config),
@@ -79,6 +82,32 @@ def _qemu_img() -> Check:
     if found is not None:
         return Check("qemu-img", "ok", found)
     return Check("qemu-img", "warning", "not installed: no job can boot from an image", "install qemu-utils")
+
+
+def firmware_checks(hypervisors: Sequence[Hypervisor]) -> list[Check]:
+    """What jobs with firmware = "uefi" (and Windows) boot by, once for each hypervisor that does."""
+    checks = []
+    for one in hypervisors:
+        if not one.capabilities.uefi:
+            continue
+        try:
+            found = one.uefi_firmware()
+        except HostError as exc:
+            checks.append(Check("firmware", "warning", str(exc), exc.hint))
+            continue
+        text = f"{found.code}, variables from {found.variables}"
+        if found.smm:
+            text += "; it protects them by system management mode"
+        if found.enrolled:
+            cure = (
+                "install the variant without keys, or hide this one by an empty file of its name in /etc/qemu/firmware"
+            )
+            checks.append(
+                Check("firmware", "warning", f"{text}; it enforces Secure Boot, so only signed systems boot", cure)
+            )
+        else:
+            checks.append(Check("firmware", "ok", text))
+    return checks
 
 
 def _networks(config: PluginConfig) -> list[Check]:

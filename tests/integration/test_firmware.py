@@ -18,7 +18,7 @@ from vmlib.hypervisor.firmware import descriptor_files, read_descriptor
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.select import attach
 from vmlib.machine import HostSettings, Machines
-from vmlib.spec import FileRef, SeedSpec
+from vmlib.spec import DiskSpec, FileRef, SeedSpec
 
 BOOT_S = 150.0  # under TCG it takes ten seconds on an idle host
 
@@ -65,6 +65,22 @@ def test_a_variable_that_the_guest_sets_is_there_after_a_restart_of_the_machine_
     assert "read variable" in other.out.lines
     for machine in (again, other):
         machine.machine.destroy()
+
+
+@pytest.mark.needs("uefi")
+def test_a_machine_made_for_windows_boots_a_linux_image_by_uefi_without_asking_for_it(host: Host) -> None:
+    """Windows itself cannot be tried here; this shows that QEMU takes such a machine and OVMF boots its root disk."""
+    data = DiskSpec(name="data", format="raw", size_bytes=3 << 20, serial="data")
+    one = start(host, "write-var=x poweroff", guest_os="windows", firmware="", disks=(data,), vcpus=2)
+    command = Path(f"/proc/{one.machine.record.vmm_pid}/cmdline").read_text().split("\0")
+    assert "max,hv-relaxed=on,hv-vapic=on,hv-time=on,hv-spinlocks=0x1fff" in command
+    assert "base=localtime" in command
+    one.until_line("wrote variable", timeout_s=BOOT_S)
+    assert one.end().exit_code == 0
+    assert "firmware uefi" in one.out.lines
+    names = [(line.split()[1], *line.split()[3:]) for line in one.out.lines if line.startswith("disk vd")]
+    assert names == [("vda",), ("vdb", "data"), ("vdc",)]  # the seed is the last
+    one.machine.destroy()
 
 
 @pytest.mark.needs("uefi")

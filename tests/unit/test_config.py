@@ -414,6 +414,14 @@ def nic(**keys: object) -> dict[str, object]:
             "firmware = 'bios': a kernel is booted without firmware, expected one of the two",
         ),
         (
+            KERNEL | {"guest_os": "windows"},
+            "kernel = 'local/vmlinuz': only Linux is booted without firmware; guest_os = \"windows\" boots from image",
+        ),
+        (
+            IMAGE | {"guest_os": "windows", "firmware": "bios"},
+            "firmware = 'bios': expected uefi or a path with guest_os = \"windows\"",
+        ),
+        (
             KERNEL | {"firmware": "local/x.fd"},
             "firmware = 'local/x.fd': a kernel is booted without firmware, expected one of the two",
         ),
@@ -501,7 +509,7 @@ def test_the_jobs_author_is_told_key_value_and_what_was_expected(config: object,
 def test_all_complaints_about_a_task_come_at_once() -> None:
     config = {
         "image": "local/x.img",
-        "guest_os": "windows",
+        "guest_os": "macos",
         "tpm": True,
         "numa": "any",
         "vcpus": 300,
@@ -511,7 +519,7 @@ def test_all_complaints_about_a_task_come_at_once() -> None:
         "share": ["local"],
     }
     assert refused_task(config).splitlines() == [
-        f"guest_os = 'windows': {NOT_BUILT}",
+        "guest_os = 'macos': expected linux or windows",
         f"tpm = true: {NOT_BUILT}",
         "numa = 'any': expected prefer, strict or spread",
         f"disk[1].rate_limit = '1MiB': {NOT_BUILT}",
@@ -587,7 +595,6 @@ def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
     assert sorted({path for path, _ in unbuilt(TASK)}) == [
         "balloon",
         "disk.rate_limit",
-        "guest_os",
         "hypervisor",
         "network_interface.address",
         "network_interface.dns",

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from driver.cli.doctor import firmware_checks
 from vmlib.disk.flash import open_firmware, prepare_uefi
 from vmlib.errors import HostError, SpecError
+from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.firmware import descriptor_files, find_firmware, read_descriptor
+from vmlib.hypervisor.qemu import Qemu
 from vmlib.resources import Firmware
 from vmlib.spec import FileRef
 
@@ -59,6 +62,34 @@ def test_a_descriptor_says_what_to_boot_and_what_to_copy() -> None:
     one = read_descriptor("60-x.json", json.dumps(descriptor()).encode(), MACHINE)
     assert one is not None
     assert one.firmware == Firmware(code=Path("/f/code.fd"), variables=Path("/f/vars.fd"), smm=False)
+
+
+def test_doctor_names_the_firmware_and_says_where_it_looked_when_there_is_none(tmp_path: Path) -> None:
+    (none,) = firmware_checks([Qemu(root=tmp_path)])
+    assert (none.check, none.verdict, none.cure) == (
+        "firmware",
+        "warning",
+        "install OVMF, which is the package ovmf on Debian",
+    )
+    assert "/etc/qemu/firmware and /usr/share/qemu/firmware" in none.text
+    install(tmp_path, USR, "50-x.json", descriptor("/f/x.fd"))
+    (plain,) = firmware_checks([Qemu(root=tmp_path)])
+    assert (plain.verdict, plain.text) == ("ok", f"{tmp_path}/f/x.fd, variables from {tmp_path}/f/vars.fd")
+
+
+def test_doctor_warns_of_firmware_that_boots_signed_systems_only(tmp_path: Path) -> None:
+    install(
+        tmp_path, USR, "40-x.json", descriptor("/f/x.fd", features=["enrolled-keys", "requires-smm", "secure-boot"])
+    )
+    (one,) = firmware_checks([Qemu(root=tmp_path)])
+    assert one.verdict == "warning"
+    assert one.text.endswith(
+        "; it protects them by system management mode; it enforces Secure Boot, so only signed systems boot"
+    )
+
+
+def test_doctor_says_nothing_of_firmware_where_no_hypervisor_boots_it() -> None:
+    assert firmware_checks([Fake()]) == []
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ DIRECT = replace(RES, boot=BootFiles(kernel=KERNEL, initrd=INITRD, cmdline="cons
 OVERLAY_DISK = DiskAttachment(name="root", file=ROOT, format="qcow2", backing=BACKING, backing_format="qcow2")
 RAW_DISK = DiskAttachment(name="root", file=ROOT, format="raw")
 SEED_DISK = DiskAttachment(name="seed", file=SEED, format="raw", readonly=True, serial="chv-seed")
+DATA_DISK = DiskAttachment(name="data", file=OpenFile(fd=17, path=Path("/data/data")), format="raw", serial="data")
+WINDOWS = replace(SPEC, guest_os="windows")
 NIC = UserNic(name="net0", mac="52:54:00:12:34:56")
 EXPOSED = CoresSpec(exclusive=True, expose=True)
 
@@ -72,6 +74,22 @@ def value_of(launch: LaunchPlan, name: str) -> list[str]:
             replace(SPEC, hugepages=True),
             replace(RES, firmware=FirmwareFiles(code=CODE, variables=VARS, smm=True), disks=(RAW_DISK,)),
             "kvm",
+        ),
+        (
+            "windows",
+            WINDOWS,
+            replace(
+                RES,
+                firmware=FirmwareFiles(code=CODE, variables=VARS),
+                disks=(OVERLAY_DISK, DATA_DISK, SEED_DISK),
+            ),
+            "kvm",
+        ),
+        (
+            "windows-tcg",
+            WINDOWS,
+            replace(RES, firmware=FirmwareFiles(code=CODE, variables=VARS), disks=(OVERLAY_DISK,)),
+            "tcg",
         ),
         ("own-firmware", SPEC, replace(RES, firmware=FirmwareFiles(code=CODE), disks=(RAW_DISK,)), "tcg"),
         ("raw-copy-with-seed", SPEC, replace(RES, disks=(RAW_DISK, SEED_DISK)), "tcg"),
@@ -162,6 +180,16 @@ def with_boot(cmdline: str) -> Resources:
             "memory = 513: expected a multiple of 2 MiB with hugepages = true",
         ),
         (SPEC, RES, "nothing to boot from: expected image or kernel"),
+        (
+            replace(WINDOWS, firmware="bios"),
+            replace(RES, disks=(RAW_DISK,)),
+            "guest_os = 'windows': boots by UEFI from a disk, expected neither kernel nor firmware = 'bios'",
+        ),
+        (
+            replace(WINDOWS, boot=DirectBoot(kernel=FileRef(root=Path("/alloc"), relative="vmlinuz"))),
+            DIRECT,
+            "guest_os = 'windows': boots by UEFI from a disk, expected neither kernel nor firmware = 'bios'",
+        ),
         (SPEC, with_boot("x" * 2048), "cmdline: 2048 bytes long, expected at most 2047"),
         (SPEC, with_boot("a\0b"), "cmdline = 'a\\x00b': holds a NUL byte"),
         (SPEC, with_boot("a={fd:kernel}"), "cmdline = 'a={fd:kernel}': holds '{fd:', which cannot be passed on"),

@@ -183,6 +183,21 @@ def test_firmware_is_a_word_or_a_path_like_any_other(words: str, firmware: str |
     assert spec_of(TaskConfig(image="local/i.raw", firmware=words)).firmware == firmware
 
 
+@pytest.mark.parametrize(
+    ("firmware", "boots"),
+    [("", "uefi"), ("uefi", "uefi"), ("local/x.fd", FileRef(root=TASK_DIR, relative="local/x.fd"))],
+)
+def test_windows_boots_by_uefi_unless_the_job_brings_firmware(firmware: str, boots: str | FileRef) -> None:
+    spec = spec_of(TaskConfig(image="local/i.raw", guest_os="windows", firmware=firmware))
+    assert (spec.guest_os, spec.boot_firmware) == ("windows", boots)
+
+
+def test_linux_boots_by_what_the_hypervisor_has() -> None:
+    assert spec_of(TaskConfig(image="local/i.raw")).boot_firmware == ""
+    assert spec_of(TaskConfig(image="local/i.raw", firmware="bios")).boot_firmware == ""
+    assert spec_of(TaskConfig(kernel="local/vmlinuz")).boot_firmware == ""
+
+
 def test_firmware_of_elsewhere_is_refused() -> None:
     assert refused(TaskConfig(image="local/i.raw", firmware="/usr/share/x.fd")).startswith(
         "firmware = '/usr/share/x.fd': expected a path in local/, secrets/ or alloc/ of the task"

@@ -6,7 +6,7 @@ Reading a descriptor and choosing among them is pure; a thin reader knows the di
 import fnmatch
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmlib.errors import HostError
@@ -90,6 +90,7 @@ def read_descriptor(name: str, data: bytes, machine: str) -> Descriptor | None:
         code=_raw_file(mapping, "executable"),
         variables=_raw_file(mapping, "nvram-template"),
         smm="requires-smm" in features,
+        enrolled="enrolled-keys" in features,
     )
     return Descriptor(name=name, firmware=firmware, features=features)
 
@@ -124,5 +125,4 @@ def _with_root(found: Descriptor, root: Path) -> Descriptor:
     for path in (code, variables):
         if not path.is_file():
             raise _UnfitError(f"{path} is not there")
-    firmware = Firmware(code=code, variables=variables, smm=one.smm)
-    return Descriptor(name=found.name, firmware=firmware, features=found.features)
+    return replace(found, firmware=replace(one, code=code, variables=variables))

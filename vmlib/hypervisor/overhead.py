@@ -31,7 +31,7 @@ def qemu_overhead_mib(spec: MachineSpec, accel: Accel) -> int:
         # The buffer itself, and what QEMU notes about each block in it.
         needed += tcg_buffer_mib(spec.memory_mib) * 5 // 4
         needed += spec.vcpus * (_TCG_VCPU_MIB + min(_TCG_TLB_MAX_MIB, spec.memory_mib // _TCG_TLB_SHARE))
-    if spec.boot is None and spec.firmware not in ("", "bios"):
+    if spec.boot_firmware:
         needed += _FLASH_MIB
     return needed + _disks_mib(spec) + _USER_NIC_MIB * len(spec.nics)
 

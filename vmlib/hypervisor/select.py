@@ -118,7 +118,7 @@ def choose(spec: MachineSpec, offer: Offer) -> tuple[Hypervisor, str]:
             why_not = "has no user-mode network"
         elif spec.boot is None and not one.hypervisor.capabilities.firmware_boot:
             why_not = "cannot boot from a disk"
-        elif spec.boot is None and spec.firmware not in ("", "bios") and not one.hypervisor.capabilities.uefi:
+        elif spec.boot_firmware and not one.hypervisor.capabilities.uefi:
             why_not = "has no UEFI firmware"
         else:
             return one.hypervisor, _reason(one, one.hypervisor, pinned=bool(spec.hypervisor))
