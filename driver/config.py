@@ -14,6 +14,7 @@ from driver.units import parse_duration, parse_size
 from vmlib.cores.cpulist import format_cpus, parse_cpus
 from vmlib.disk.unpack import packed_name
 from vmlib.errors import HostError, SpecError
+from vmlib.hooks import split
 from vmlib.spec import DiskFormat, FirmwareKind, GuestOs, NumaPolicy, OnPanic, OnReboot, Packing, RootMode
 
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
@@ -23,6 +24,7 @@ _MAX_VCPUS = 255
 _MAX_UID = (1 << 32) - 2  # the one above means "nobody in particular" to the kernel
 
 _NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
+_HOOK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _USER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
 _UID_RANGE = re.compile(r"([0-9]{1,10}) ?- ?([0-9]{1,10})")
 _DISK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,15}")
@@ -79,6 +81,7 @@ class PluginConfig:
     orphan_grace_s: float
     gc_dry_run: bool
     cores: CoresConfig = field(default_factory=CoresConfig)
+    hooks: tuple[str, ...] = ()  # NAME or NAME:ARGUMENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +162,7 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
         networks=networks,
         image_cache_max_bytes=_size_or_none(complaints, "gc.image_cache_max", values["gc"]["image_cache_max"]),
         image_cache_max_age_s=_duration(complaints, "gc.image_cache_max_age", values["gc"]["image_cache_max_age"]),
+        hooks=_hooks(complaints, values["hooks"]),
         orphan_grace_s=_duration(complaints, "gc.orphan_grace", values["gc"]["orphan_grace"]),
         gc_dry_run=values["gc"]["dry_run"],
     )
@@ -299,6 +303,19 @@ def _image_paths(complaints: Complaints, texts: tuple[str, ...]) -> tuple[Path, 
             complaints.add(f"image_paths[{index}]", f"the same as image_paths[{paths.index(path)}]", value=text)
         paths.append(path)
     return tuple(paths)
+
+
+def _hooks(complaints: Complaints, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Whether there are such hooks is a matter of the node, and not looked at here."""
+    names: list[str] = []
+    for index, text in enumerate(texts):
+        name, _ = split(text)
+        if not _HOOK_NAME.fullmatch(name):
+            complaints.add(f"hooks[{index}]", "expected the name of a hook, or NAME:ARGUMENT", value=text)
+        elif name in names:
+            complaints.add(f"hooks[{index}]", f"the same hook as hooks[{names.index(name)}]", value=text)
+        names.append(name)
+    return texts
 
 
 def _networks(complaints: Complaints, blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, UserNetwork]:

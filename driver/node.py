@@ -112,6 +112,7 @@ class Node:
             vm_uids=self.config.vm_uids,
             vm_user=self.config.vm_user,
             image_max_size_bytes=self.config.image_max_size_bytes,
+            hooks=self.config.hooks,
             cores=self.core_settings(),
         )
         return Machines(settings, self._choose, attach)

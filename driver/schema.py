@@ -148,6 +148,7 @@ PLUGIN: Members = (
         ),
     ),
     _later_list("vfio_allow"),
+    Key(name="hooks", kind="strings", default=(), max_bytes=PATH_MAX_BYTES),
     Block(
         name="gc",
         form="one",

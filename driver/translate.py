@@ -33,6 +33,7 @@ _NAME_MAX_BYTES = 128
 _DIGEST_DIGITS = 16
 _LABEL_MAX_BYTES = 63
 _DEFAULT_CMDLINE = "console=ttyS0"
+_META = "NOMAD_META_"  # how a job's meta blocks come
 _TASK_DIRS = ("local", "secrets")
 
 
@@ -76,6 +77,7 @@ def machine_spec(
         on_panic=options.on_panic,
         stdout=Path(task.stdout_path or "/dev/null"),
         stderr=Path(task.stderr_path or "/dev/null"),
+        labels=_labels(task),
         alive_while=Path(task.alloc_dir),
     )
     complaints.raise_as(SpecError)
@@ -248,6 +250,20 @@ def _disk_key(task: pb.TaskConfig, name: str) -> DiskKey:
         index=int(index) if index.isdecimal() else 0,
         name=name,
     )
+
+
+def _labels(task: pb.TaskConfig) -> dict[str, str]:
+    """What an operator's hooks may tell a task by."""
+    place = _disk_key(task, "")
+    return {
+        "namespace": place.namespace,
+        "job": place.job,
+        "group": place.group,
+        "task": task.name,
+        "alloc": task.alloc_id,
+        "index": str(place.index),
+        **{f"meta.{key.removeprefix(_META)}": value for key, value in task.env.items() if key.startswith(_META)},
+    }
 
 
 def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> SeedSpec | None:

@@ -16,6 +16,7 @@ PLACES = (
     "child.tool",
     "start.journal",
     "start.run_dir",
+    "start.hooks",
     "start.files",
     "start.ledger",
     "start.cgroups",

@@ -5,15 +5,16 @@ Synchronous on purpose: whoever has an event loop calls from a thread, whoever h
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmlib import cgroup, credentials, failpoint, files, hugepages, memory, postflight, process
+from vmlib import cgroup, credentials, failpoint, files, hook_run, hugepages, memory, postflight, process
 from vmlib.cores.service import Assigned, Cores, CoreSettings, Notice
 from vmlib.cores.words import Entry
 from vmlib.disk.cache import ImageCache
@@ -50,6 +51,7 @@ class HostSettings:
     vm_uids: range | None = None
     vm_user: str = ""
     image_max_size_bytes: int = 2 << 40
+    hooks: tuple[str, ...] = ()  # of vmlib.hooks, each NAME or NAME:ARGUMENT; for every machine, in this order
     cores: CoreSettings = field(default_factory=CoreSettings)
 
 
@@ -143,8 +145,12 @@ class Machines:
             run.root.mkdir(mode=0o700)
             failpoint.hit("start.run_dir")
 
+            spec, given = self._with_hooks(spec, run, ours, journal)
+            failpoint.hit("start.hooks")
+            if self._settings.hooks:
+                hypervisor, reason = self._choose(spec)  # they may have changed what the machine needs
             who = self._credentials(hypervisor, paths, run, journal)
-            res, told = self._resources(spec, paths, run, who, ours, journal)
+            res, told = self._resources(spec, given, paths, run, who, ours, journal)
             res = replace(res, firmware=_firmware(spec, hypervisor, paths, ours))
             failpoint.hit("start.files")
             journal.note("cores.free", machine_id=spec.id)
@@ -202,6 +208,24 @@ class Machines:
         machine.notices = (*assigned.notices, *told)
         return machine
 
+    def _with_hooks(
+        self, spec: MachineSpec, run: RunPaths, ours: ExitStack, journal: Journal
+    ) -> tuple[MachineSpec, tuple[DiskAttachment, ...]]:
+        """The machine as the operator's hooks want it, and the disks that they give it."""
+
+        def note(hook: str, state: Mapping[str, str]) -> None:
+            journal.note(
+                "hook.postflight",
+                hook=hook,
+                state=json.dumps(dict(state)),
+                machine=spec.name,
+                machine_id=spec.id,
+                run_dir=str(run.root),
+            )
+
+        limit = self._settings.image_max_size_bytes
+        return hook_run.run_preflights(self._settings.hooks, spec, note, ours, max_virtual_bytes=limit)
+
     def _groups(
         self, spec: MachineSpec, assigned: Assigned, hypervisor: Hypervisor, journal: Journal
     ) -> cgroup.MachineGroups:
@@ -239,7 +263,14 @@ class Machines:
         return held
 
     def _resources(
-        self, spec: MachineSpec, paths: MachinePaths, run: RunPaths, who: Credentials, ours: ExitStack, journal: Journal
+        self,
+        spec: MachineSpec,
+        given: tuple[DiskAttachment, ...],
+        paths: MachinePaths,
+        run: RunPaths,
+        who: Credentials,
+        ours: ExitStack,
+        journal: Journal,
     ) -> tuple[Resources, list[Notice]]:
         """Make everything the VMM gets. Open files go to `ours` one by one: a later step may raise."""
 
@@ -267,6 +298,7 @@ class Machines:
             keep(made.file)
             if words:
                 told.append(Notice(spec.id, "disk created", words))
+        disks += given
         if spec.seed is not None:
             disks.append(write_seed(paths.seed, seed_files(with_user_data(spec.seed), spec.nics)))
             keep(disks[-1].file)

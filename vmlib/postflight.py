@@ -1,12 +1,13 @@
 """Taking back what a start of a machine made, by whoever is there to do it: the undo actions behind the journal."""
 
 import contextlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vmlib import cgroup, files, living, process
+from vmlib import cgroup, files, hook_run, living, process
 from vmlib.cores import service as cores
 from vmlib.disk.persistent import Holder, PersistentDisks
 from vmlib.errors import HostError
@@ -36,9 +37,15 @@ def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
         _expect_ended(RunPaths(Path(run_dir)))
         Path(path).unlink(missing_ok=True)
 
+    def hook_postflight(hook: str, state: str, machine: str, machine_id: str, run_dir: str) -> None:
+        # What the hook gave is the VMM's as long as that lives.
+        _expect_ended(RunPaths(Path(run_dir)))
+        hook_run.run_postflight(hook, json.loads(state), machine=machine, machine_id=machine_id)
+
     return {
         "run_dir.remove": remove_run_dir,
         "uid.free": free_uid,
+        "hook.postflight": hook_postflight,
         "disk.release": lambda directory, machine_id: persistent_disks(layout).release(Path(directory), machine_id),
         "cgroup.remove": lambda path: _remove_cgroup(Path(path)),
         "cores.free": lambda machine_id: cores.free(layout, machine_id),

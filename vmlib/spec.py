@@ -147,6 +147,7 @@ class MachineSpec:
     on_panic: OnPanic = "exit"
     stdout: Path = Path("/dev/null")  # where the guest's console goes: a FIFO or /dev/null
     stderr: Path = Path("/dev/null")  # where the VMM's and our own words go
+    labels: Mapping[str, str] = field(default_factory=dict)  # what the caller knows the machine by, for hooks
     alive_while: Path | None = None  # the machine's directory is kept as long as this directory exists
 
     @property

@@ -15,6 +15,7 @@ from vmlib import cgroup, cpuset
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.topology import Topology, read_topology
 from vmlib.errors import HostError
+from vmlib.hooks import find_hook, split
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import Offer, probe_offers
 from vmlib.probe import find_program
@@ -61,6 +62,7 @@ def examine(config: PluginConfig) -> list[Check]:
         *_cores(config),
         *_directories(config),
         *_networks(config),
+        *_hooks(config),
     ]
 
 
@@ -120,6 +122,17 @@ def _networks(config: PluginConfig) -> list[Check]:
         )
         for name in config.networks
     ]
+
+
+def _hooks(config: PluginConfig) -> list[Check]:
+    checks = []
+    for wanted in config.hooks:
+        name, _ = split(wanted)
+        try:
+            checks.append(Check(f"hook {name}", "ok", find_hook(name).value))
+        except HostError as exc:
+            checks.append(Check(f"hook {name}", "problem", f"{exc}; no machine starts without it", exc.hint))
+    return checks
 
 
 def _privileges() -> Check:

@@ -188,6 +188,7 @@ class Host:
     guest: Path  # directory of the test guest
     name: str  # of the hypervisor
     binary: str = ""
+    hooks: tuple[str, ...] = ()
     logs: list[Log] = field(default_factory=list)
     count: int = 0
 
@@ -198,7 +199,7 @@ class Host:
     @property
     def machines(self) -> Machines:
         """As a new process would make it: nothing is remembered."""
-        settings = HostSettings(layout=self.layout, vm_uids=UIDS[self.name])
+        settings = HostSettings(layout=self.layout, vm_uids=UIDS[self.name], hooks=self.hooks)
         hypervisor = hypervisor_of(self.name, binary=self.binary)
         return Machines(settings, lambda _: (hypervisor, "by the test"), attach)
 
@@ -272,6 +273,8 @@ class Host:
             "image": "" if spec.root is None else str(spec.root.image.relative),
             "exclusive": spec.cores.exclusive,
             "persistent": bool(spec.disks),
+            "hooks": self.hooks,
+            "labels": dict(spec.labels),
         }
         return subprocess.Popen(
             [sys.executable, "-m", "tests.integration.machines", json.dumps(what)],
@@ -313,7 +316,7 @@ def host_for(directory: Path, guest: Path, name: str) -> Iterator[Host]:
 
 def main() -> None:
     what = json.loads(sys.argv[1])
-    host = Host(Path(what["directory"]), Path(what["guest"]), what["name"])
+    host = Host(Path(what["directory"]), Path(what["guest"]), what["name"], hooks=tuple(what["hooks"]))
     spec = host.spec(task=what["task"])
     assert spec.boot is not None
     spec = replace(
@@ -325,6 +328,7 @@ def main() -> None:
         root=root_of(host.guest, what["image"]) if what["image"] else None,
         cores=CoresSpec(exclusive=what["exclusive"]),
         disks=(DATA,) if what["persistent"] else (),
+        labels=what["labels"],
     )
     if what["do"] == "start":
         host.machines.start(spec)

@@ -64,6 +64,9 @@ def a_plugin(
     )
 
 
+LABELS = {"namespace": "default", "job": "web", "group": "", "task": "vm", "alloc": ALLOC, "index": "0"}
+
+
 def spec_of(options: TaskConfig, plugin: PluginConfig | None = None, **fields: Any) -> MachineSpec:
     return machine_spec(a_task(**fields), options, plugin or a_plugin(), owner="nomad")
 
@@ -84,6 +87,7 @@ def test_a_kernel_alone_makes_a_machine_without_disk_seed_or_link() -> None:
         boot=DirectBoot(kernel=FileRef(root=TASK_DIR, relative="local/vmlinuz"), initrd=None, cmdline="console=ttyS0"),
         stdout=Path("/x/out.fifo"),
         stderr=Path("/x/err.fifo"),
+        labels=LABELS,
         alive_while=ALLOC_DIR,
         cores=CoresSpec(exclusive=True),
     )
@@ -163,6 +167,7 @@ def test_everything_a_job_may_say_reaches_the_machine() -> None:
         on_panic="restart",
         stdout=Path("/x/out.fifo"),
         stderr=Path("/x/err.fifo"),
+        labels=LABELS,
         alive_while=ALLOC_DIR,
         cores=CoresSpec(exclusive=True),
     )
@@ -190,6 +195,22 @@ def test_firmware_is_a_word_or_a_path_like_any_other(words: str, firmware: str |
 def test_windows_boots_by_uefi_unless_the_job_brings_firmware(firmware: str, boots: str | FileRef) -> None:
     spec = spec_of(TaskConfig(image="local/i.raw", guest_os="windows", firmware=firmware))
     assert (spec.guest_os, spec.boot_firmware) == ("windows", boots)
+
+
+def test_hooks_tell_a_task_by_its_place_and_the_jobs_meta() -> None:
+    message = a_task()
+    message.parent_job_id, message.task_group_name = "nightly", "g"
+    message.env.update({"NOMAD_META_volume": "pg", "NOMAD_META_VOLUME": "pg", "NOMAD_ALLOC_INDEX": "2", "SECRET": "s"})
+    assert machine_spec(message, KERNEL, a_plugin(), owner="nomad").labels == {
+        "namespace": "default",
+        "job": "nightly",
+        "group": "g",
+        "task": "vm",
+        "alloc": ALLOC,
+        "index": "2",
+        "meta.volume": "pg",
+        "meta.VOLUME": "pg",
+    }
 
 
 def test_linux_boots_by_what_the_hypervisor_has() -> None:
