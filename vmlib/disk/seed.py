@@ -1,6 +1,6 @@
 """The NoCloud seed disk: its files as a pure function of what was asked for, and the ISO image that carries them.
 
-Leaves vendor-data free: it is for what chv itself wants to run in the guest.
+vendor-data is ours: what chv itself wants of the guest, beside whatever the user wants of it.
 """
 
 import io
@@ -16,7 +16,7 @@ from typing import Any
 from vmlib.disk.copy import told
 from vmlib.errors import SpecError
 from vmlib.files import open_ref, write_atomic
-from vmlib.resources import DiskAttachment, OpenFile
+from vmlib.resources import DiskAttachment, OpenFile, ShareAttachment
 from vmlib.spec import FileRef, NicSpec, SeedSpec
 
 MAX_FILE_BYTES = 1 << 20
@@ -33,6 +33,7 @@ _KEY_OF_FILE = {
     "meta-data": "ssh_authorized_keys",
     "user-data": "user_data",
     "network-config": "network_config",
+    "vendor-data": "share",
     "nomad.env": "env",
 }
 
@@ -42,7 +43,9 @@ _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPECIAL_IN_QUOTES = re.compile(r'[\\"$`]')
 
 
-def seed_files(spec: SeedSpec, nics: Sequence[NicSpec] = ()) -> dict[str, bytes]:
+def seed_files(
+    spec: SeedSpec, nics: Sequence[NicSpec] = (), shares: Sequence[ShareAttachment] = ()
+) -> dict[str, bytes]:
     """The files of the seed, by name. Raises SpecError when one is too large."""
     files = {
         "meta-data": _meta_data(spec),
@@ -52,6 +55,8 @@ def seed_files(spec: SeedSpec, nics: Sequence[NicSpec] = ()) -> dict[str, bytes]
         files["network-config"] = spec.network_config
     elif nics:
         files["network-config"] = _network_config(nics)
+    if config := _cloud_config(shares):
+        files["vendor-data"] = b"#cloud-config\n" + _json(config)
     if spec.environment:
         files["nomad.env"] = _environment_file(spec.environment)
     for name, data in files.items():
@@ -97,6 +102,22 @@ def _meta_data(spec: SeedSpec) -> bytes:
         # also the one place where cloudbase-init looks on Windows.
         data["public-keys"] = list(spec.ssh_authorized_keys)
     return _json(data)
+
+
+def _cloud_config(shares: Sequence[ShareAttachment]) -> dict[str, object]:
+    """What we ask of the guest's cloud-init by vendor-data; the user's own keys of the same name win."""
+    config: dict[str, object] = {}
+    if shares:
+        config["mounts"] = share_mounts(shares)
+    return config
+
+
+def share_mounts(shares: Sequence[ShareAttachment]) -> list[list[str]]:
+    """The lines of the guest's fstab. A share that fails to mount keeps no guest from coming up."""
+    return [
+        [share.tag, share.guest_path, "virtiofs", f"{'ro' if share.readonly else 'rw'},nofail", "0", "0"]
+        for share in shares
+    ]
 
 
 def _network_config(nics: Sequence[NicSpec]) -> bytes:
