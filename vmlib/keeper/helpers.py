@@ -74,7 +74,7 @@ class Helpers:
                 self._start(helper)
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 sockets[helper.plan.name] = sock
-                sock.connect(str(self._run.helper_socket(helper.plan.name)))
+                self._connect(sock, helper)
         except BaseException:
             for sock in sockets.values():
                 sock.close()
@@ -82,6 +82,15 @@ class Helpers:
             raise
         self._keep_following()
         return sockets
+
+    def _connect(self, sock: socket.socket, helper: Helper) -> None:
+        try:
+            sock.connect(str(self._run.helper_socket(helper.plan.name)))
+        except OSError as exc:
+            # Nobody has the other end any more: it has ended, or is about to.
+            ended = select.select([helper.fd], [], [], _END_S)[0]
+            how = self._forget(helper) if ended else f"takes no connection: {(exc.strerror or str(exc)).lower()}"
+            raise SpawnError(f"{helper.plan.what} {how}") from exc
 
     def adopt(self) -> None:
         """Take those over that the keeper before us started; one that ended meanwhile is started again."""

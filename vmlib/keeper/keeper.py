@@ -91,7 +91,10 @@ class Keeper:
         write_atomic(self.run_paths.plan, self.plan.dump())
         log_fds = [sink.fd for sink in (self.stdout, self.stderr) if sink.pollable]
         with contextlib.ExitStack() as ours:
-            sockets = self.helpers.start()
+            try:
+                sockets = self.helpers.start()
+            except SpawnError as exc:
+                raise SpawnError(self._with_helper_words(str(exc))) from exc
             for sock in sockets.values():
                 ours.callback(sock.close)
             try:
@@ -214,10 +217,13 @@ class Keeper:
 
     def _on_helper_lost(self, sentence: str) -> None:
         """A machine that lacks a helper from the beginning is none: whoever starts it is told why."""
+        self.helper_lost = self.helper_lost or self._with_helper_words(sentence)
+        self._kill_vmm()
+
+    def _with_helper_words(self, sentence: str) -> str:
         self._on_helper_words()
         words = self.helper_tail.decode(errors="replace").strip().splitlines()
-        self.helper_lost = self.helper_lost or (f"{sentence}: {words[-1]}" if words else sentence)
-        self._kill_vmm()
+        return f"{sentence}: {words[-1]}" if words else sentence
 
     def _on_monitor(self) -> None:
         assert self.monitor_sock is not None
