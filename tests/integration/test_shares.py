@@ -16,6 +16,8 @@ from vmlib.errors import HostError, LaunchError
 from vmlib.probe import Program
 from vmlib.spec import MountSpec
 
+pytestmark = pytest.mark.needs("virtiofsd")
+
 # CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP
 FILE_CAPABILITIES = sum(1 << number for number in (0, 1, 3, 4, 6, 7, 31))
 
