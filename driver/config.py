@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from driver.decode import Complaints, decode, path_of_label
+from driver.decode import Complaints, decode, one_of, path_of_label
 from driver.schema import PATH_MAX_BYTES, PLUGIN, TASK
 from driver.units import parse_duration, parse_size
 from vmlib.cores.cpulist import format_cpus, parse_cpus
@@ -32,6 +32,7 @@ _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _FORMAT_OF_SUFFIX: dict[str, DiskFormat] = {".raw": "raw", ".qcow2": "qcow2"}
+SHARES = ("local", "secrets", "alloc")
 _KEYS_OF_LATER_MODES = {
     "parent": "macvtap",
     "macvtap_mode": "macvtap",
@@ -135,6 +136,8 @@ class TaskConfig:
     on_reboot: OnReboot = "restart"
     on_panic: OnPanic = "exit"
     agent: bool = True
+    share: tuple[str, ...] = ()  # words of SHARES
+    tpm: bool = False
     hypervisor: str = ""
 
 
@@ -210,6 +213,8 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         on_reboot=values["on_reboot"],
         on_panic=values["on_panic"],
         agent=values["agent"],
+        share=_share(complaints, values["share"]),
+        tpm=values["tpm"],
         hypervisor=values["hypervisor"],
     )
     if alone:
@@ -513,6 +518,15 @@ def _check_disk_keys(complaints: Complaints, path: str, block: Mapping[str, Any]
             complaints.add(f"{path}.{key}", "does not go with readonly = true", value=block[key])
     if not block["source"] and block["size"]:
         complaints.add(f"{path}.source", "expected a file that the guest reads, with readonly = true")
+
+
+def _share(complaints: Complaints, words: tuple[str, ...]) -> tuple[str, ...]:
+    for index, word in enumerate(words):
+        if word not in SHARES:
+            complaints.add(f"share[{index}]", one_of(SHARES), value=word)
+        elif word in words[:index]:
+            complaints.add(f"share[{index}]", f"the same as share[{words.index(word)}]", value=word)
+    return words
 
 
 def _interfaces(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[InterfaceConfig, ...]:

@@ -171,7 +171,7 @@ TASK: Members = (
     Key(name="cmdline", max_bytes=_CMDLINE),
     _path("firmware"),  # or a word
     _choice("guest_os", "linux", "windows"),
-    _later_switch("tpm"),
+    _switch("tpm"),
     Key(name="vcpus", kind="number", default=None),
     _choice("placement", "exclusive", "shared"),
     _choice("threads", "hide", "expose"),
@@ -214,7 +214,7 @@ TASK: Members = (
     _choice("on_panic", "exit", "restart"),
     _switch("agent", default=True),
     _choice("wait_for", "", planned=("agent",)),
-    _later_list("share"),
+    Key(name="share", kind="strings", default=()),
     _later_switch("balloon"),
     _later_list("vfio"),
     _choice("hypervisor", "", "qemu", planned=("cloud-hypervisor",), hidden=("fake",)),

@@ -21,6 +21,7 @@ from vmlib.spec import (
     FileRef,
     FirmwareKind,
     MachineSpec,
+    MountSpec,
     NicSpec,
     PortForward,
     RootDisk,
@@ -67,6 +68,8 @@ def machine_spec(
         guest_os=options.guest_os,
         root=_root(finder, options),
         disks=_disks(finder, task, options),
+        mounts=_mounts(complaints, task, options),
+        tpm=options.tpm,
         seed=_seed(finder, task, options),
         nics=_nics(complaints, task, options, plugin),
         cores=cores,
@@ -239,6 +242,21 @@ def _disks(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> tuple[D
     return tuple(made)
 
 
+def _mounts(complaints: Complaints, task: pb.TaskConfig, options: TaskConfig) -> tuple[MountSpec, ...]:
+    """The task's own directories that it shares with its guest, then the volumes that the client hands over."""
+    alloc_dir = Path(task.alloc_dir)
+    mounts = [
+        MountSpec(source=alloc_dir / word if word == "alloc" else alloc_dir / task.name / word, guest_path=f"/{word}")
+        for word in options.share
+    ]
+    for mount in task.mounts:
+        path = posixpath.normpath(f"/{mount.task_path.lstrip('/')}")
+        if any(path == known.guest_path for known in mounts):
+            complaints.add("volume_mount.destination", "something else is mounted there", value=mount.task_path)
+        mounts.append(MountSpec(source=Path(mount.host_path), guest_path=path, readonly=mount.readonly))
+    return tuple(mounts)
+
+
 def _disk_key(task: pb.TaskConfig, name: str) -> DiskKey:
     """The same for every alloc that takes the place of this one; each run of a periodic or dispatched job, too."""
     index = task.env.get("NOMAD_ALLOC_INDEX", "0")
@@ -267,8 +285,9 @@ def _labels(task: pb.TaskConfig) -> dict[str, str]:
 
 
 def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> SeedSpec | None:
-    """Only for a job that sets one of its keys: a guest that knows no cloud-init sees no disk it did not ask for."""
-    if not (options.hostname or options.ssh_authorized_keys or options.user_data or options.network_config):
+    """Only for a job that needs it: a guest that knows no cloud-init sees no disk it did not ask for."""
+    for_guest = (options.hostname, options.ssh_authorized_keys, options.user_data, options.network_config)
+    if not any(for_guest) and not options.share and not task.mounts:
         return None
     user_data, user_data_file = None, None
     if is_inline(options.user_data):

@@ -76,6 +76,14 @@ def _uefi() -> str:
     return ""
 
 
+def _virtiofsd() -> str:
+    return probe.virtiofsd_program().why_not
+
+
+def _swtpm() -> str:
+    return probe.swtpm_program().why_not
+
+
 def _go() -> str:
     return "" if find_go() else "no go on PATH and none beside this Python"
 
@@ -124,6 +132,8 @@ def _lab() -> str:
 PROBES: dict[str, Callable[[], str]] = {
     "qemu": _qemu,
     "uefi": _uefi,
+    "virtiofsd": _virtiofsd,
+    "swtpm": _swtpm,
     "go": _go,
     "nomad": _nomad,
     "root": _root,

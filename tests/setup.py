@@ -24,6 +24,10 @@ VENV = LOCAL / "venv"
 LAB_PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "depmod": "kmod"}
 QEMU_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils"}
 UEFI_PACKAGE = "ovmf"
+# Beside QEMU until Debian 12; a package of its own since.
+VIRTIOFSD_PACKAGE = "virtiofsd"
+VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
+SWTPM_PACKAGE = "swtpm"
 UEFI_DESCRIPTORS = Path("/usr/share/qemu/firmware")  # as firmware packages fill it, whatever the distribution
 
 
@@ -130,8 +134,12 @@ def set_up_qemu() -> None:
     missing = [package for program, package in QEMU_PACKAGES.items() if shutil.which(program) is None]
     if not any(UEFI_DESCRIPTORS.glob("*x86_64*.json")):
         missing.append(UEFI_PACKAGE)
+    if shutil.which("swtpm") is None:
+        missing.append(SWTPM_PACKAGE)
     if missing:
         _apt_install(*missing)
+    if not any(map(os.path.exists, VIRTIOFSD_PLACES)):
+        _apt_install(VIRTIOFSD_PACKAGE)
 
 
 def set_up_go() -> None:

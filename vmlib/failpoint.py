@@ -8,10 +8,11 @@ import os
 import signal
 
 # Every place there is, so that a test can enumerate them. `child.*` stand right behind the start of a child;
-# `child.vmm` is the keeper's.
+# `child.vmm` and `child.helper` are the keeper's.
 PLACES = (
     "child.keeper",
     "child.vmm",
+    "child.helper",
     "child.adopt",
     "child.tool",
     "start.journal",

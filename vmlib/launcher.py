@@ -1,10 +1,11 @@
-"""Becomes a VMM: records who it is, drops every privilege, then execs. Standard library only.
+"""Becomes a VMM or a helper of one: records who it is, drops its privileges, then execs. Standard library only.
 
 Started by the keeper as `python -I -S launcher.py SPEC_FD STATUS_FD PARENT_PID` with standard streams already in place.
 What goes wrong before the exec is written to STATUS_FD, which closes by itself when the exec succeeds.
 """
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -18,6 +19,21 @@ _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 
+_CLONE_NEWNS = 0x00020000
+_MS_REC = 0x4000
+_MS_SLAVE = 1 << 19
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOUNT_ATTR_RDONLY = 1
+_MOUNT_ATTR_NOSUID = 2
+_MOUNT_ATTR_NODEV = 4
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -27,26 +43,77 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(code, os.strerror(code), f"prctl {option}")
 
 
+class _MountAttr(ctypes.Structure):
+    """struct mount_attr of mount_setattr(2)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def _call(what: str, number: int, *args: Any) -> int:
+    done = int(_libc.syscall(number, *args))
+    if done < 0:
+        code = ctypes.get_errno()
+        needs = " (Linux 5.12 or later is needed)" if code == errno.ENOSYS else ""
+        raise OSError(code, os.strerror(code) + needs, what)
+    return done
+
+
+def mount_for_ourselves(directory: int, at: str, *, readonly: bool) -> None:
+    """Enter a mount namespace of our own, in which the open directory and all below it is mounted at `at`.
+
+    The kernel refuses writes through a read-only one whatever its user does: the mount outlives every privilege that
+    could change it. What the host unmounts goes away here, too.
+    """
+    tree = _call(
+        "open_tree",
+        _SYS_OPEN_TREE,
+        directory,
+        b"",
+        ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | _AT_RECURSIVE),
+    )
+    attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | (_MOUNT_ATTR_RDONLY if readonly else 0)
+    wanted = _MountAttr(attributes, 0, _MS_SLAVE, 0)
+    flags = ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE)
+    _call("mount_setattr", _SYS_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
+    for what, failed in (
+        ("unshare", _libc.unshare(_CLONE_NEWNS)),
+        ("mount", _libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None)),
+    ):
+        if failed:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), what)
+    _call(
+        at, _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(at), ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    )  # fmt: skip
+    os.close(tree)
+
+
 def substitute(argv: list[str], fds: dict[str, int]) -> list[str]:
     """Replace `{fd:NAME}` by the number of the descriptor of that name."""
     return [re.sub(r"\{fd:([a-z0-9_.-]+)\}", lambda m: str(fds[m[1]]), word) for word in argv]
 
 
 def _save_identity(path: Path) -> None:
-    # The pid and start time of this process are the VMM's: an exec changes neither.
+    # The pid and start time of this process are those of what it becomes: an exec changes neither.
     stat = Path("/proc/self/stat").read_text()
     start_time = int(stat[stat.rindex(")") + 2 :].split()[19])
-    beside = path.with_name(".vmm.new")
+    beside = path.with_name(f".{path.name}.new")
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     beside.write_text(json.dumps({"pid": os.getpid(), "start_time": start_time, "boot_id": boot_id}))
     beside.rename(path)
 
 
-def _drop_privileges(uid: int, gid: int, groups: list[int]) -> None:
+def _drop_privileges(uid: int, gid: int, groups: list[int], kept: list[int]) -> None:
     last_cap = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     if os.geteuid() == 0:
         for cap in range(last_cap + 1):
-            _prctl(_PR_CAPBSET_DROP, cap)
+            if cap not in kept:
+                _prctl(_PR_CAPBSET_DROP, cap)
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
@@ -62,6 +129,10 @@ def launch(spec: dict[str, Any], parent: int) -> None:
     _save_identity(Path(spec["identity"]))
     for group in spec["cgroups"]:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
+    if spec.get("cpus"):
+        os.sched_setaffinity(0, spec["cpus"])
+    if mount := spec.get("mount"):
+        mount_for_ourselves(spec["fds"][mount["directory"]], mount["at"], readonly=mount["readonly"])
     Path("/proc/self/oom_score_adj").write_text("0")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
@@ -72,7 +143,7 @@ def launch(spec: dict[str, Any], parent: int) -> None:
     # Python and the keeper ignore these; a VMM must start with their ordinary meaning.
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    _drop_privileges(spec["uid"], spec["gid"], spec["groups"])
+    _drop_privileges(spec["uid"], spec["gid"], spec["groups"], spec.get("capabilities", []))
     # A change of uid cleared the death signal already; without one it has to be said.
     _prctl(_PR_SET_PDEATHSIG, 0)
     if os.getppid() != parent:

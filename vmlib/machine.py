@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmlib import cgroup, credentials, failpoint, files, hook_run, hugepages, memory, postflight, process
+from vmlib import cgroup, credentials, failpoint, files, helpers, hook_run, hugepages, memory, postflight, process
 from vmlib.cores.service import Assigned, Cores, CoreSettings, Notice
 from vmlib.cores.words import Entry
 from vmlib.disk.cache import ImageCache
@@ -23,17 +23,18 @@ from vmlib.disk.flash import open_firmware, prepare_uefi
 from vmlib.disk.intake import Intake, Tell
 from vmlib.disk.persistent import Holder
 from vmlib.disk.root import prepare_root, wants_image
-from vmlib.disk.seed import seed_files, with_user_data, write_seed
+from vmlib.disk.seed import cloud_config, seed_files, with_user_data, write_seed
 from vmlib.disk.stage import stage_boot
+from vmlib.disk.volume import prepare_mounts
 from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, VmError
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
 from vmlib.keeper import client as keeper
-from vmlib.keeper.plan import KeeperPlan
+from vmlib.keeper.plan import HelperPlan, KeeperPlan
 from vmlib.net.user import attach_user, explain_forward_failure
 from vmlib.paths import Layout, MachinePaths, RunPaths
 from vmlib.record import MachineRecord, Mark, load_machine, load_mark
-from vmlib.resources import Credentials, DiskAttachment, FirmwareFiles, OpenFile, Resources
+from vmlib.resources import Credentials, DiskAttachment, FirmwareFiles, OpenFile, Resources, ShareAttachment
 from vmlib.running import Machine, take_back
 from vmlib.spec import FileRef, MachineSpec
 
@@ -161,7 +162,7 @@ class Machines:
 
             plan = hypervisor.plan(spec, res, reason=reason)
             journal.note("machine.end", run_dir=str(run.root))
-            keeper_plan = _keeper_plan(spec, plan, paths, run, groups)
+            keeper_plan = _keeper_plan(spec, plan, paths, run, groups, helpers.plans(res, run, groups))
             try:
                 lease, vmm_identity = keeper.start_keeper(keeper_plan)
             except LaunchError as exc:
@@ -293,14 +294,28 @@ class Machines:
             if disk.persistent is not None:
                 directory = persistent.directory(disk.persistent)
                 journal.note("disk.release", directory=str(directory), machine_id=spec.id)
-            made, words = prepare_disk(disk, index, paths.disk_dir, persistent=persistent, holder=holder, intake=intake)
-            disks.append(made)
-            keep(made.file)
+            new, words = prepare_disk(disk, index, paths.disk_dir, persistent=persistent, holder=holder, intake=intake)
+            disks.append(new)
+            keep(new.file)
             if words:
                 told.append(Notice(spec.id, "disk created", words))
         disks += given
+        shares: list[ShareAttachment] = []
+        for one in prepare_mounts(spec.mounts):
+            if isinstance(one, ShareAttachment):
+                shares.append(one)
+            else:
+                disks.append(one)
+                keep(one.file)
         if spec.seed is not None:
-            disks.append(write_seed(paths.seed, seed_files(with_user_data(spec.seed), spec.nics)))
+            disks.append(
+                write_seed(
+                    paths.seed,
+                    seed_files(
+                        with_user_data(spec.seed), spec.nics, vendor_config=cloud_config(shares), guest_os=spec.guest_os
+                    ),
+                )
+            )
             keep(disks[-1].file)
         boot = None
         if spec.boot is not None:
@@ -309,8 +324,16 @@ class Machines:
             keep(boot.kernel)
             keep(boot.initrd)
         nics = tuple(attach_user(nic, index) for index, nic in enumerate(spec.nics))
-        made_all = Resources(run_dir=run.root, credentials=who, boot=boot, disks=tuple(disks), nics=nics)
-        return made_all, told
+        made = Resources(
+            run_dir=run.root,
+            credentials=who,
+            boot=boot,
+            disks=tuple(disks),
+            shares=tuple(shares),
+            tpm=helpers.make_tpm_dir(paths.tpm_dir, who) if spec.tpm else None,
+            nics=nics,
+        )
+        return made, told
 
     def _explained(self, exc: HypervisorError, spec: MachineSpec) -> VmError:
         for nic in spec.nics:
@@ -420,7 +443,12 @@ def _firmware(spec: MachineSpec, hypervisor: Hypervisor, paths: MachinePaths, ou
 
 
 def _keeper_plan(
-    spec: MachineSpec, plan: LaunchPlan, paths: MachinePaths, run: RunPaths, groups: cgroup.MachineGroups
+    spec: MachineSpec,
+    plan: LaunchPlan,
+    paths: MachinePaths,
+    run: RunPaths,
+    groups: cgroup.MachineGroups,
+    helper_plans: list[HelperPlan],
 ) -> KeeperPlan:
     return KeeperPlan(
         id=spec.id,
@@ -435,6 +463,7 @@ def _keeper_plan(
         uid=plan.credentials.uid,
         gid=plan.credentials.gid,
         groups=list(plan.credentials.groups),
+        helpers=helper_plans,
         cgroups=[str(path) for path in groups.vmm],
         keeper_cgroups=[str(path) for path in groups.keeper],
         memory_group=str(groups.memory or ""),

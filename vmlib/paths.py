@@ -53,6 +53,11 @@ class MachinePaths:
     def seed(self) -> Path:
         return self.root / "seed.iso"
 
+    @property
+    def tpm_dir(self) -> Path:
+        """What its TPM remembers."""
+        return self.root / "tpm"
+
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
@@ -94,6 +99,26 @@ class RunPaths:
     def vmm(self) -> Path:
         """Identity of the VMM."""
         return self.root / "vmm"
+
+    def helper(self, name: str) -> Path:
+        """Identity of the helper of that name."""
+        return self.root / f"helper.{name}"
+
+    def helper_socket(self, name: str) -> Path:
+        return self.root / f"{name}.sock"
+
+    def helper_mount(self, name: str) -> Path:
+        """Empty for all but the helper."""
+        return self.root / f"{name}.d"
+
+    def helpers(self) -> list[Path]:
+        """Identities of all helpers that were started."""
+        return sorted(self.root.glob("helper.*"))
+
+    @property
+    def helper_words(self) -> Path:
+        """FIFO of what the helpers say."""
+        return self.root / "helpers"
 
     @property
     def plan(self) -> Path:

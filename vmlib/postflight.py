@@ -89,6 +89,8 @@ def end_run(run: RunPaths) -> None:
             raise HostError(f"the keeper of {run.root} does not end")
     # A keeper that was about to start the VMM may have done it in between.
     _kill(run.vmm)
+    for helper in run.helpers():  # of a keeper that was killed; what they have started goes with the cgroup
+        _kill(helper)
 
 
 def _kill(identity_file: Path) -> None:

@@ -15,6 +15,9 @@ from vmlib.errors import HostError
 from vmlib.process import TOOL_ENVIRONMENT, run_tool
 
 QEMU_MIN_VERSION = (7, 2, 0)
+VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
+VIRTIOFSD_CURE = "install virtiofsd, which is in the package qemu-system-common on Debian 12 and in virtiofsd elsewhere"
+SWTPM_CURE = "install the package swtpm"
 _VERSION_TIMEOUT_S = 10.0
 
 _KVM_GET_API_VERSION = 0xAE00
@@ -132,6 +135,41 @@ def version_complaint(version: str) -> str:
     if tuple(map(int, version.split("."))) >= QEMU_MIN_VERSION:
         return ""
     return f"version {version} is too old, expected at least {'.'.join(map(str, QEMU_MIN_VERSION[:2]))}"
+
+
+def virtiofsd_program() -> Program:
+    """Look for virtiofsd where distributions put it, and ask its version, once for each state of the file."""
+    found = next((path for path in VIRTIOFSD_PLACES if os.access(path, os.X_OK)), None) or find_program("virtiofsd")
+    if found is None:
+        places = ", ".join((*VIRTIOFSD_PLACES, TOOL_ENVIRONMENT["PATH"]))
+        return Program(path="virtiofsd", why_not=f"virtiofsd is not installed (looked in {places})")
+    try:
+        version = _virtiofsd_version(found, os.stat(found).st_mtime_ns)
+    except (OSError, HostError) as exc:
+        return Program(path=found, why_not=f"{found} --version: {exc}")
+    return Program(path=found, version=version)
+
+
+@functools.lru_cache(maxsize=8)
+def _virtiofsd_version(path: str, changed_ns: int) -> str:  # noqa: ARG001  an upgraded file is asked again
+    return parse_virtiofsd_version(run_tool([path, "--version"], timeout_s=_VERSION_TIMEOUT_S))
+
+
+def parse_virtiofsd_version(text: str) -> str:
+    """`7.2.22` of the one that came with QEMU, `1.13.2` of the one that stands alone. Raises HostError."""
+    found = re.match(r"virtiofsd (?:version |backend )?v?(\d+\.\d+(?:\.\d+)?)", text)
+    if found is None:
+        line = text.strip().partition("\n")[0][:100]
+        raise HostError(f"says {line!r}, expected `virtiofsd X.Y.Z`")
+    return found[1]
+
+
+def swtpm_program() -> Program:
+    """Where swtpm is installed."""
+    found = find_program("swtpm")
+    if found is None:
+        return Program(path="swtpm", why_not=f"swtpm is not installed (looked in {TOOL_ENVIRONMENT['PATH']})")
+    return Program(path=found)
 
 
 def _words(exc: OSError) -> str:

@@ -52,6 +52,26 @@ class DiskAttachment:
     serial: str = ""
     backing: OpenFile | None = None
     backing_format: Literal["raw", "qcow2"] | None = None
+    block_device: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareAttachment:
+    """A directory of the host's that a virtiofsd serves, which stands ready at the socket `name`."""
+
+    name: str  # "fs0"
+    tag: str  # by which the guest mounts it
+    guest_path: str
+    source: Path
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmAttachment:
+    """A TPM 2.0 that a swtpm plays at the socket `name`."""
+
+    name: str  # "tpm"
+    state_dir: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,4 +111,6 @@ class Resources:
     boot: BootFiles | None = None
     firmware: FirmwareFiles | None = None  # None: what the hypervisor has by itself
     disks: tuple[DiskAttachment, ...] = ()
+    shares: tuple[ShareAttachment, ...] = ()
+    tpm: TpmAttachment | None = None
     nics: tuple[UserNic, ...] = ()

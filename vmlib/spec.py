@@ -74,6 +74,15 @@ class DiskSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MountSpec:
+    """Something of the host's that the guest shall have: a directory as a share, a file or block device as a disk."""
+
+    source: Path
+    guest_path: str  # where the guest mounts a share; the name of a disk comes from it, too
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSpec:
     """Content of the NoCloud seed disk. What may be a secret is not shown by repr, so that no log can hold it."""
 
@@ -137,6 +146,8 @@ class MachineSpec:
     guest_os: GuestOs = "linux"  # what the machine's devices and its clock are made for
     root: RootDisk | None = None
     disks: tuple[DiskSpec, ...] = ()  # after the root disk, in this order
+    mounts: tuple[MountSpec, ...] = ()
+    tpm: bool = False
     seed: SeedSpec | None = None
     nics: tuple[NicSpec, ...] = ()
     cores: CoresSpec = field(default_factory=CoresSpec)

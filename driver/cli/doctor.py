@@ -11,7 +11,7 @@ from driver.config import PluginConfig
 from driver.core_health import Finding, core_findings
 from driver.node import hypervisor_settings, unprivileged_warning
 from driver.partitions import reserved_cpus, shared_cpus
-from vmlib import cgroup, cpuset
+from vmlib import cgroup, cpuset, probe
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.topology import Topology, read_topology
 from vmlib.errors import HostError
@@ -56,6 +56,8 @@ def examine(config: PluginConfig) -> list[Check]:
         *_hypervisors(offer),
         *firmware_checks(offer.usable),
         _qemu_img(),
+        _helper("virtiofsd", probe.virtiofsd_program(), "no machine can have a share", probe.VIRTIOFSD_CURE),
+        _helper("swtpm", probe.swtpm_program(), "no machine can have a TPM", probe.SWTPM_CURE),
         _privileges(),
         _uids(config),
         _cgroups(),
@@ -110,6 +112,12 @@ def firmware_checks(hypervisors: Sequence[Hypervisor]) -> list[Check]:
         else:
             checks.append(Check("firmware", "ok", text))
     return checks
+
+
+def _helper(name: str, found: probe.Program, lack: str, cure: str) -> Check:
+    if found.why_not:
+        return Check(name, "warning", f"{found.why_not}: {lack}", cure)
+    return Check(name, "ok", f"{found.version} ({found.path})" if found.version else found.path)
 
 
 def _networks(config: PluginConfig) -> list[Check]:

@@ -30,6 +30,7 @@ MODULES = (
     "evdev",
     "pvpanic-pci",
     "efivarfs",
+    "virtiofs",
 )
 CMDLINE = "console=ttyS0 quiet panic=-1"
 DISK_SIZE_MIB = 32

@@ -148,6 +148,34 @@ read_disk() {
     echo "read $1" $(dd if="$device" bs=64 count=1 2>/dev/null | tr -d " \0")
 }
 
+# TAG:DIR
+mount_share() {
+    mkdir -p "${1#*:}"
+    mount -t virtiofs "${1%%:*}" "${1#*:}" 2>/dev/null && echo "mounted ${1%%:*}" || echo "not mounted ${1%%:*}"
+}
+
+# PATH:TEXT
+put() {
+    echo "${1#*:}" 2>/dev/null >"${1%%:*}" && echo "put ${1%%:*}" || echo "not put ${1%%:*}"
+}
+
+# Each word waits for what it reads: the host may write it only now, and a share may be away for a while.
+get() {
+    until text=$(cat "$1" 2>/dev/null) && [ -n "$text" ]; do usleep 200000; done
+    echo "got $1 $text"
+}
+
+# The version of the TPM, and how often it was powered on in its life: the third number of what TPM2_ReadClock answers.
+read_tpm() {
+    version=$(cat /sys/class/tpm/tpm0/tpm_version_major 2>/dev/null) || { echo "no tpm" && return; }
+    exec 4<>/dev/tpm0
+    printf '\200\001\000\000\000\012\000\000\001\201' >&4
+    answer=$(dd bs=4096 count=1 <&4 2>/dev/null | od -An -v -tx1 | tr -d ' \n')
+    exec 4<&-
+    resets=$(echo "$answer" | cut -c53-60)
+    echo "tpm $version resets $((0x$resets))"
+}
+
 variable=/efivars/ChvTest-5a1b0c42-8f1e-4a57-9c59-3d1f0e6a7b20
 
 # A variable of the firmware's: four bytes of attributes (kept, for boot and run time), then the value.
@@ -165,6 +193,11 @@ obey() {
     case "$1" in
     write=*) write_disk "${1#*=}" ;;
     read=*) read_disk "${1#*=}" ;;
+    mount=*) mount_share "${1#*=}" ;;
+    put=*) put "${1#*=}" ;;
+    get=*) get "${1#*=}" ;;
+    remount-rw=*) mount -o remount,rw "${1#*=}" 2>/dev/null && echo "remounted ${1#*=}" ;;
+    tpm) read_tpm ;;
     write-var=*) write_variable "${1#*=}" ;;
     read-var) read_variable ;;
     sleep=*) sleep "${1#*=}" ;;

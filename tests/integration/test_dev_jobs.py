@@ -16,6 +16,7 @@ from driver.devhost.errors import JobFileError
 from driver.devhost.events import ExitResult
 from driver.devhost.jobfile import read_job
 from tests.integration.nodes import READY, Node, kinds, shown, told, until, until_says
+from tests.jobs import FOR_AGENTS
 
 JOBS = Path(__file__).parents[2] / "nomad-jobs"
 STARTED = "Started: Task started by client"
@@ -55,7 +56,7 @@ ENDS = {
     ),
 }
 RUNS = {"service", "http", "uefi"}
-NEED_AN_AGENT = {"tokens": "block device in resources: not supported by chv dev"}
+ON_AGENTS = {"persistent", "disks"}  # these too, but what they do is shown in tests/nomad
 
 
 def job_file(name: str) -> Path:
@@ -70,12 +71,12 @@ def console_lines(text: str) -> list[str]:
 def test_every_job_of_the_directory_is_tested_here() -> None:
     assert {
         path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")
-    } == ENDS.keys() | RUNS | NEED_AN_AGENT.keys() | {"persistent"}
+    } == ENDS.keys() | RUNS | FOR_AGENTS.keys() | ON_AGENTS
 
 
-@pytest.mark.parametrize("name", sorted(NEED_AN_AGENT))
+@pytest.mark.parametrize("name", sorted(FOR_AGENTS))
 def test_a_job_for_which_only_an_agent_will_do_is_refused_in_words(name: str) -> None:
-    with pytest.raises(JobFileError, match=NEED_AN_AGENT[name]):
+    with pytest.raises(JobFileError, match=FOR_AGENTS[name]):
         read_job(job_file(name))
 
 

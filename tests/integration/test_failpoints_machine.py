@@ -16,8 +16,8 @@ from vmlib.errors import HostError, HypervisorError, NoCapacityError
 from vmlib.postflight import persistent_disks
 from vmlib.spec import CoresSpec, MachineSpec
 
-# `child.vmm` is the keeper's and `child.adopt` lies on another way: each has a test of its own.
-STARTING = [place for place in failpoint.PLACES if place not in ("child.vmm", "child.adopt")]
+# `child.vmm` and `child.helper` are the keeper's and `child.adopt` lies on another way: each has a test of its own.
+STARTING = [place for place in failpoint.PLACES if place not in ("child.vmm", "child.helper", "child.adopt")]
 
 
 @pytest.fixture

@@ -366,8 +366,8 @@ def test_a_full_task_is_read() -> None:
         "agent": False,
         "hypervisor": "qemu",
         "disk": [],
-        "share": [],
-        "tpm": False,
+        "share": ["secrets", "local"],
+        "tpm": True,
     }
     assert task(config) == TaskConfig(
         image="/srv/i.img",
@@ -390,6 +390,8 @@ def test_a_full_task_is_read() -> None:
         on_reboot="exit",
         on_panic="restart",
         agent=False,
+        share=("secrets", "local"),
+        tpm=True,
         hypervisor="qemu",
     )
 
@@ -513,28 +515,29 @@ def test_all_complaints_about_a_task_come_at_once() -> None:
     config = {
         "image": "local/x.img",
         "guest_os": "macos",
-        "tpm": True,
+        "balloon": True,
         "numa": "any",
         "vcpus": 300,
         "hostname": "a_b",
         "disk": [{"name": "a"}, {"name": "B", "size": "1GiB", "rate_limit": "1MiB"}],
         "network_interface": [nic(network="alloc", gateway="192.168.1.1", mac="x")],
-        "share": ["local"],
+        "share": ["local", "tmp", "local"],
     }
     assert refused_task(config).splitlines() == [
         "guest_os = 'macos': expected linux or windows",
-        f"tpm = true: {NOT_BUILT}",
         "numa = 'any': expected prefer, strict or spread",
         f"disk[1].rate_limit = '1MiB': {NOT_BUILT}",
         f"network_interface[0].network = 'alloc': {NOT_BUILT}",
         f"network_interface[0].gateway = '192.168.1.1': {NOT_BUILT}",
-        f"share = ['local']: {NOT_BUILT}",
+        f"balloon = true: {NOT_BUILT}",
         f"hostname = 'a_b': {RFC1123}",
         "image_format: expected raw or qcow2, because the name 'x.img' does not say",
         f"vcpus = 300: {VCPUS}",
         "disk[0]: expected size (a new disk) or source (a file's content), both are missing",
         "disk[1].name = 'B': expected a lower case letter, then at most 15 of a-z 0-9 _ -",
         f"network_interface[0].mac = 'x': {MAC}",
+        "share[1] = 'tmp': expected local, secrets or alloc",
+        "share[2] = 'local': the same as share[0]",
     ]
 
 
@@ -604,8 +607,6 @@ def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
         "network_interface.gateway",
         "network_interface.network",
         "network_interface.rate_limit",
-        "share",
-        "tpm",
         "vfio",
         "wait_for",
     ]

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmlib.disk.seed import MAX_FILE_BYTES, load_user_data, seed_files, with_user_data
+from vmlib.disk.seed import MAX_FILE_BYTES, cloud_config, load_user_data, seed_files, with_user_data
 from vmlib.errors import SpecError
+from vmlib.resources import ShareAttachment
 from vmlib.spec import FileRef, NicSpec, SeedSpec
 
 KEYS = ("ssh-ed25519 AAAA one@example", "ssh-ed25519 BBBB two@example")
@@ -51,6 +52,19 @@ def test_a_given_network_config_is_kept_byte_for_byte(given_config: bytes) -> No
     nics = [NicSpec(network="a", mode="user", mac="52:54:00:12:34:56")]
     files = seed_files(SeedSpec(instance_id="i", hostname="h", network_config=given_config), nics)
     assert files["network-config"] == given_config
+
+
+def test_shares_are_lines_of_fstab_in_vendor_data() -> None:
+    shares = [
+        ShareAttachment(name="fs0", tag="local", guest_path="/local", source=Path("/a")),
+        ShareAttachment(name="fs1", tag="srv-data", guest_path="/srv/data", source=Path("/b"), readonly=True),
+    ]
+    assert cloud_config(shares) == {
+        "mounts": [
+            ["local", "/local", "virtiofs", "rw,nofail", "0", "0"],
+            ["srv-data", "/srv/data", "virtiofs", "ro,nofail", "0", "0"],
+        ]
+    }
 
 
 @given(data=st.binary(max_size=2000))

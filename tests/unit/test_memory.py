@@ -12,7 +12,7 @@ from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.qemu_argv import tcg_buffer_mib
 from vmlib.memory import memory_limit_bytes
-from vmlib.spec import FileRef, MachineSpec, NicSpec, RootDisk, SeedSpec
+from vmlib.spec import FileRef, MachineSpec, MountSpec, NicSpec, RootDisk, SeedSpec
 
 MIB = 1 << 20
 SPEC = MachineSpec(id="a/b/1", name="a/b", owner="run", vcpus=2, memory_mib=512)
@@ -20,6 +20,8 @@ IMAGE = FileRef(root=Path("/images"), relative="x.qcow2")
 ROOT = RootDisk(image=IMAGE, format="qcow2")
 SEED = SeedSpec(instance_id="i", hostname="h")
 NIC = NicSpec(network="user", mode="user", mac="52:54:00:12:34:56")
+
+MOUNT = MountSpec(source=Path("/srv"), guest_path="/srv")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,8 @@ def test_limit(spec: MachineSpec, overhead_mib: int, expected_mib: int) -> None:
         (replace(SPEC, nics=(NIC,)), "kvm", 364),
         (replace(SPEC, root=ROOT, firmware="uefi"), "kvm", 204),
         (replace(SPEC, root=ROOT, firmware="bios"), "kvm", 196),
+        (replace(SPEC, mounts=(MOUNT, MOUNT)), "kvm", 236),
+        (replace(SPEC, tpm=True), "kvm", 132),
     ],
 )
 def test_overhead_of_qemu(spec: MachineSpec, accel: Accel, expected: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmlib.errors import HostError
-from vmlib.probe import cpu_flags, kvm_usable, parse_qemu_version, version_complaint
+from vmlib.probe import cpu_flags, kvm_usable, parse_qemu_version, parse_virtiofsd_version, version_complaint
 
 CREATE_VM, CREATE_VCPU = 0xAE01, 0xAE41
 
@@ -110,6 +110,23 @@ def test_version_is_read(text: str, version: str) -> None:
 def test_what_is_no_version_is_quoted(text: str) -> None:
     with pytest.raises(HostError, match=r"expected `QEMU emulator version X\.Y\.Z`"):
         parse_qemu_version(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright (c)\nusing FUSE kernel\n", "7.2.22"),
+        ("virtiofsd 1.13.2\n", "1.13.2"),
+        ("virtiofsd backend 1.4.0\n", "1.4.0"),
+    ],
+)
+def test_version_of_virtiofsd_is_read(text: str, version: str) -> None:
+    assert parse_virtiofsd_version(text) == version
+
+
+def test_what_is_no_virtiofsd_is_quoted() -> None:
+    with pytest.raises(HostError, match=r"says 'virtiofsd\?', expected `virtiofsd X\.Y\.Z`"):
+        parse_virtiofsd_version("virtiofsd?\n")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,18 @@ from vmlib.hypervisor.base import Accel, LaunchPlan
 from vmlib.hypervisor.options import inherited, option, plain
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.qemu_argv import tcg_buffer_mib
-from vmlib.resources import BootFiles, Credentials, DiskAttachment, FirmwareFiles, Forward, OpenFile, Resources, UserNic
+from vmlib.resources import (
+    BootFiles,
+    Credentials,
+    DiskAttachment,
+    FirmwareFiles,
+    Forward,
+    OpenFile,
+    Resources,
+    ShareAttachment,
+    TpmAttachment,
+    UserNic,
+)
 from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec
 
 Golden = Callable[[str, str], None]
@@ -30,10 +41,13 @@ VARS = OpenFile(fd=16, path=Path("/data/vars.fd"))
 DIRECT = replace(RES, boot=BootFiles(kernel=KERNEL, initrd=INITRD, cmdline="console=ttyS0"))
 OVERLAY_DISK = DiskAttachment(name="root", file=ROOT, format="qcow2", backing=BACKING, backing_format="qcow2")
 RAW_DISK = DiskAttachment(name="root", file=ROOT, format="raw")
+BLOCK_DEVICE = DiskAttachment(name="volume0", file=SEED, format="raw", serial="data", block_device=True)
 SEED_DISK = DiskAttachment(name="seed", file=SEED, format="raw", readonly=True, serial="chv-seed")
 DATA_DISK = DiskAttachment(name="data", file=OpenFile(fd=17, path=Path("/data/data")), format="raw", serial="data")
 WINDOWS = replace(SPEC, guest_os="windows")
 NIC = UserNic(name="net0", mac="52:54:00:12:34:56")
+SHARE = ShareAttachment(name="fs0", tag="srv-data", guest_path="/srv/data", source=Path("/data"))
+TPM = TpmAttachment(name="tpm", state_dir=Path("/var/lib/chv/tpm"))
 EXPOSED = CoresSpec(exclusive=True, expose=True)
 
 
@@ -113,6 +127,10 @@ def value_of(launch: LaunchPlan, name: str) -> list[str]:
         ("kvm", SPEC, DIRECT, "kvm"),
         ("threads-exposed", replace(SPEC, vcpus=4, cores=EXPOSED), DIRECT, "kvm"),
         ("huge-pages", replace(SPEC, hugepages=True), DIRECT, "tcg"),
+        ("shares", SPEC, replace(DIRECT, shares=(SHARE, replace(SHARE, name="fs1", tag="t", readonly=True))), "tcg"),
+        ("share-and-huge-pages", replace(SPEC, hugepages=True), replace(DIRECT, shares=(SHARE,)), "kvm"),
+        ("tpm", SPEC, replace(DIRECT, tpm=TPM), "tcg"),
+        ("block-device", SPEC, replace(RES, disks=(OVERLAY_DISK, BLOCK_DEVICE)), "tcg"),
         ("panic-restart-reboot-exit", replace(SPEC, on_panic="restart", on_reboot="exit"), DIRECT, "tcg"),
         (
             "nasty",
@@ -213,6 +231,12 @@ def with_boot(cmdline: str) -> Resources:
             SPEC,
             replace(RES, disks=tuple(replace(RAW_DISK, name=f"d{n}") for n in range(21))),
             "21 disks: expected at most 20",
+        ),
+        (SPEC, replace(DIRECT, shares=(SHARE,) * 9), "9 shares: expected at most 8"),
+        (
+            SPEC,
+            replace(DIRECT, shares=(replace(SHARE, tag="t" * 37),)),
+            "tag of the share at /srv/data: 37 bytes long, expected at most 36",
         ),
         (SPEC, replace(DIRECT, nics=(NIC,) * 7), "7 network interfaces: expected at most 6"),
         (

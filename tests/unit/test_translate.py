@@ -22,7 +22,7 @@ from driver.decode import Complaints
 from driver.translate import default_hostname, derived_mac, lints, machine_name, machine_spec
 from vmlib.cores.topology import Core, NumaNode, Topology
 from vmlib.errors import SpecError
-from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec, NicSpec, PortForward, RootDisk, SeedSpec
+from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec, MountSpec, NicSpec, PortForward, RootDisk, SeedSpec
 
 ALLOC = "5f0e1c2a-1111-2222-3333-444455556666"
 ALLOC_DIR = Path("/var/nomad/alloc") / ALLOC
@@ -373,6 +373,40 @@ def test_derived_macs_differ_by_alloc_task_and_index_and_never_change() -> None:
     assert derived_mac(ALLOC, "vm", 0) == "d2:1a:68:0f:f1:a5"
     macs = {derived_mac(*who) for who in ((ALLOC, "vm", 0), (ALLOC, "vm", 1), (ALLOC, "vm2", 0), ("b", "vm", 0))}
     assert len(macs) == 4
+
+
+# -- mounts ----------------------------------------------------------------------------------------------------------
+
+
+def test_own_directories_and_volumes_become_mounts() -> None:
+    volumes = [
+        pb.Mount(task_path="/srv/data/", host_path="/mnt/data"),
+        pb.Mount(task_path="iso", host_path="/csi/x", readonly=True),
+    ]
+    options = TaskConfig(kernel="local/k", share=("secrets", "alloc", "local"))
+    assert spec_of(options, mounts=volumes).mounts == (
+        MountSpec(source=TASK_DIR / "secrets", guest_path="/secrets"),
+        MountSpec(source=ALLOC_DIR / "alloc", guest_path="/alloc"),
+        MountSpec(source=TASK_DIR / "local", guest_path="/local"),
+        MountSpec(source=Path("/mnt/data"), guest_path="/srv/data"),
+        MountSpec(source=Path("/csi/x"), guest_path="/iso", readonly=True),
+    )
+
+
+def test_two_mounts_at_one_place_are_refused() -> None:
+    options = TaskConfig(kernel="local/k", share=("local",))
+    complaint = refused(options, mounts=[pb.Mount(task_path="/local", host_path="/mnt/data")])
+    assert complaint == "volume_mount.destination = '/local': something else is mounted there"
+
+
+def test_a_machine_with_mounts_has_a_seed_which_tells_its_guest_of_them() -> None:
+    assert spec_of(TaskConfig(kernel="local/k", share=("local",))).seed is not None
+    assert spec_of(KERNEL, mounts=[pb.Mount(task_path="/d", host_path="/mnt/d")]).seed is not None
+
+
+def test_a_tpm_is_asked_for() -> None:
+    assert spec_of(TaskConfig(kernel="local/k", tpm=True)).tpm
+    assert not spec_of(KERNEL).tpm
 
 
 # -- seed ------------------------------------------------------------------------------------------------------------

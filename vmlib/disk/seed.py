@@ -19,7 +19,7 @@ from typing import Any, Literal
 from vmlib.disk.copy import told
 from vmlib.errors import SpecError
 from vmlib.files import open_ref, write_atomic
-from vmlib.resources import DiskAttachment, OpenFile
+from vmlib.resources import DiskAttachment, OpenFile, ShareAttachment
 from vmlib.spec import FileRef, NicSpec, SeedSpec
 
 MAX_FILE_BYTES = 1 << 20
@@ -37,8 +37,8 @@ _MODIFICATION_DATE_AT = 830  # in a primary or supplementary volume descriptor
 _KEY_OF_FILE = {
     "meta-data": "ssh_authorized_keys",
     "user-data": "user_data",
-    "vendor-data": "vendor_config",
     "network-config": "network_config",
+    "vendor-data": "share",
     "nomad.env": "env",
 }
 
@@ -114,6 +114,22 @@ def _meta_data(spec: SeedSpec) -> bytes:
         # also the one place where cloudbase-init looks on Windows, for a list since 1.1.5.
         data["public-keys"] = list(spec.ssh_authorized_keys)
     return _json(data)
+
+
+def cloud_config(shares: Sequence[ShareAttachment]) -> dict[str, object]:
+    """What we ask of the guest's cloud-init by vendor-data; the user's own keys of the same name win."""
+    config: dict[str, object] = {}
+    if shares:
+        config["mounts"] = share_mounts(shares)
+    return config
+
+
+def share_mounts(shares: Sequence[ShareAttachment]) -> list[list[str]]:
+    """The lines of the guest's fstab. A share that fails to mount keeps no guest from coming up."""
+    return [
+        [share.tag, share.guest_path, "virtiofs", f"{'ro' if share.readonly else 'rw'},nofail", "0", "0"]
+        for share in shares
+    ]
 
 
 def _network_config(nics: Sequence[NicSpec]) -> bytes:

@@ -21,6 +21,8 @@ class Capabilities:
     user_nic: bool
     firmware_boot: bool
     uefi: bool
+    shares: bool
+    tpm: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +30,9 @@ class LaunchPlan:
     """Everything the keeper needs to start a VMM, as plain data.
 
     `argv` may hold `{fd:NAME}` placeholders: the launcher replaces them by the number of the inherited descriptor
-    of that name. Descriptors are `files` (opened by preflight, by name) and `listeners` (sockets that the keeper
-    binds in the run directory before the VMM exists; name -> file name in the run directory).
+    of that name. Descriptors are `files` (opened by preflight, by name), `listeners` (sockets that the keeper
+    binds in the run directory before the VMM exists; name -> file name in the run directory) and, by the names of
+    shares and TPM, sockets that are connected to their helpers.
     Standard input, output and error of the VMM are the FIFOs `console.in`, `console.out` and `stderr` there.
     """
 

@@ -23,7 +23,9 @@ class Fake:
     name: str = "fake"
     accel: Accel = "none"
     version: str = "1"
-    capabilities: Capabilities = field(default=Capabilities(user_nic=False, firmware_boot=True, uefi=False))
+    capabilities: Capabilities = field(
+        default=Capabilities(user_nic=False, firmware_boot=True, uefi=False, shares=False, tpm=False)
+    )
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
         if res.nics:

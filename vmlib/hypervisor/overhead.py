@@ -18,6 +18,10 @@ _RAM_SHARE = 128  # page tables of ours and KVM's, dirty bitmaps, KVM's reverse 
 _DISK_MIB = 8  # requests in flight and the threads that carry them out
 _QCOW2_MIB = 40  # of each qcow2 layer: QEMU caches up to 32 MiB of its tables, and some refcounts
 _FLASH_MIB = 8  # what firmware's flash may have at most, which is copied into the VMM's memory
+# Of each virtiofsd, which is in the VMM's cgroup: the program, and a descriptor and an entry for each file that the
+# guest knows.
+_SHARE_MIB = 64
+_TPM_MIB = 24  # of swtpm
 _USER_NIC_MIB = 256  # two buffers of 128 KiB for each of about a thousand TCP connections
 
 _FAKE_BASE_MIB = 64
@@ -33,6 +37,7 @@ def qemu_overhead_mib(spec: MachineSpec, accel: Accel) -> int:
         needed += spec.vcpus * (_TCG_VCPU_MIB + min(_TCG_TLB_MAX_MIB, spec.memory_mib // _TCG_TLB_SHARE))
     if spec.boot_firmware:
         needed += _FLASH_MIB
+    needed += _SHARE_MIB * len(spec.mounts) + _TPM_MIB * spec.tpm
     return needed + _disks_mib(spec) + _USER_NIC_MIB * len(spec.nics)
 
 

@@ -23,7 +23,9 @@ class Qemu:
     version: str = ""
     name: str = "qemu"
     root: Path = Path("/")  # of the host's filesystem
-    capabilities: Capabilities = field(default=Capabilities(user_nic=True, firmware_boot=True, uefi=True))
+    capabilities: Capabilities = field(
+        default=Capabilities(user_nic=True, firmware_boot=True, uefi=True, shares=True, tpm=True)
+    )
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
         command = command_line(spec, res, binary=self.binary, accel=self.accel)

@@ -9,7 +9,17 @@ from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.base import Accel
 from vmlib.hypervisor.options import inherited, json_option, option, plain
 from vmlib.paths import run_key
-from vmlib.resources import BootFiles, DiskAttachment, FirmwareFiles, Forward, OpenFile, Resources, UserNic
+from vmlib.resources import (
+    BootFiles,
+    DiskAttachment,
+    FirmwareFiles,
+    Forward,
+    OpenFile,
+    Resources,
+    ShareAttachment,
+    TpmAttachment,
+    UserNic,
+)
 from vmlib.spec import MachineSpec
 
 CHANNEL_NAME = "org.chv.agent.0"  # of the virtio-serial port; guests look for it
@@ -17,6 +27,7 @@ LISTENERS = ("qmp", "events", "channel")
 HUGE_PAGE_MIB = 2
 
 # Fixed places on the PCI bus, so that a guest's names for its devices (enp0s2) do not change when another one is added.
+_SHARES_SLOT = 0x01  # all of them in one slot, by function
 _FIRST_NIC_SLOT = 0x02
 _FIRST_DISK_SLOT = 0x08
 _RNG_SLOT = 0x1C
@@ -24,6 +35,7 @@ _PORTS_SLOT = 0x1D
 _PANIC_SLOT = 0x1E
 _MAX_NICS = _FIRST_DISK_SLOT - _FIRST_NIC_SLOT
 _MAX_DISKS = _RNG_SLOT - _FIRST_DISK_SLOT
+_MAX_SHARES = 8
 
 _FIRST_FLASH_SET = 2 * _MAX_DISKS + 1  # after the descriptor sets of all disks and their backing images
 
@@ -32,6 +44,7 @@ _RAM = "ram0"
 _MAX_VCPUS = 255  # above it a guest needs x2APIC and an IOMMU that remaps interrupts
 _MAX_CMDLINE_BYTES = 2047  # Linux on x86 reads 2048 with the final NUL
 _MAX_SERIAL_BYTES = 20  # of virtio-blk; QEMU cuts longer ones without a word
+_MAX_TAG_BYTES = 36
 
 # What Windows asks of a hypervisor, in Hyper-V's words. TCG takes the first four and shows its guest none of them; of
 # the others QEMU refuses hv-vpindex without KVM, and the rest rest on that. All are in KVM since Linux 4.20. A blue
@@ -58,13 +71,15 @@ def command_line(spec: MachineSpec, res: Resources, *, binary: str, accel: Accel
         argv=(
             binary,
             *_base_args(spec),
-            *_machine_args(spec, res.firmware, accel),
+            *_machine_args(spec, res, accel),
             *_console_args(),
             *_monitor_args(),
             *_channel_args(),
             *_boot_args(res.boot),
             *_flash_args(res.firmware),
             *_disks_args(res.disks),
+            *(word for index, share in enumerate(res.shares) for word in _share_args(index, share)),
+            *_tpm_args(res.tpm),
             *(word for index, nic in enumerate(res.nics) for word in _nic_args(index, nic)),
         ),
         files={
@@ -103,6 +118,8 @@ def _check(spec: MachineSpec, res: Resources) -> None:
         raise SpecError(f"disk names {', '.join(disk.name for disk in res.disks)}: expected each once")
     if len(res.disks) > _MAX_DISKS:
         raise SpecError(f"{len(res.disks)} disks: expected at most {_MAX_DISKS}")
+    if len(res.shares) > _MAX_SHARES:
+        raise SpecError(f"{len(res.shares)} shares: expected at most {_MAX_SHARES}")
     if len(res.nics) > _MAX_NICS:
         raise SpecError(f"{len(res.nics)} network interfaces: expected at most {_MAX_NICS}")
 
@@ -122,7 +139,8 @@ def _base_args(spec: MachineSpec) -> list[str]:
     ]  # fmt: skip
 
 
-def _machine_args(spec: MachineSpec, firmware: FirmwareFiles | None, accel: Accel) -> list[str]:
+def _machine_args(spec: MachineSpec, res: Resources, accel: Accel) -> list[str]:
+    firmware = res.firmware
     if accel == "kvm":
         accelerator = ["-accel", "kvm", "-cpu", _cpu(spec, "host", accel)]
     else:
@@ -139,12 +157,13 @@ def _machine_args(spec: MachineSpec, firmware: FirmwareFiles | None, accel: Acce
         machine += f",pflash{unit}={name}"
     if firmware is not None and firmware.smm:
         machine += ",smm=on"
+    ram = _ram(spec, shared=bool(res.shares))
     # vCPU 2i and 2i+1 are the two threads of core i, as they are on the host.
     threads = 2 if spec.cores.expose else 1
     cores = str(spec.vcpus // threads)
     return [
-        *(_huge_ram(spec) if spec.hugepages else ()),
-        "-machine", f"{machine},memory-backend={_RAM}" if spec.hugepages else machine,
+        *ram,
+        "-machine", f"{machine},memory-backend={_RAM}" if ram else machine,
         *accelerator,
         "-smp", option(str(spec.vcpus), ("sockets", "1"), ("cores", cores), ("threads", str(threads))),
         "-m", f"{spec.memory_mib}M",
@@ -162,18 +181,22 @@ def _cpu(spec: MachineSpec, model: str, accel: Accel) -> str:
     return ",".join((model, *_HYPER_V, *more))
 
 
-def _huge_ram(spec: MachineSpec) -> list[str]:
-    """RAM of huge pages, all of them taken now: one that lacks later would kill the VMM in the middle of its work."""
+def _ram(spec: MachineSpec, *, shared: bool) -> list[str]:
+    """RAM that is not QEMU's own way of it: of huge pages, or such as a virtiofsd can read and write as well.
+
+    Huge pages are all taken now: one that lacks later would kill the VMM in the middle of its work.
+    """
+    if not spec.hugepages and not shared:
+        return []
+    pages = (("hugetlb", "on"), ("hugetlbsize", f"{HUGE_PAGE_MIB}M"), ("prealloc", "on")) if spec.hugepages else ()
     return [
         "-object",
         option(
             "memory-backend-memfd",
             ("id", _RAM),
             ("size", f"{spec.memory_mib}M"),
-            ("hugetlb", "on"),
-            ("hugetlbsize", f"{HUGE_PAGE_MIB}M"),
-            ("prealloc", "on"),
-            ("share", "off"),
+            *pages,
+            ("share", "on" if shared else "off"),
         ),
     ]
 
@@ -278,7 +301,10 @@ def _block_nodes(disk: DiskAttachment, sets: dict[str, int]) -> Iterator[dict[st
         number = sets[_file_name(disk.name, "backing")]
         yield _file_node(f"{backing}-file", number, readonly=True)
         yield _format_node(backing, disk.backing_format, readonly=True, backing=None)
-    yield _file_node(f"{disk.name}-file", sets[_file_name(disk.name)], readonly=disk.readonly)
+    yield {
+        **_file_node(f"{disk.name}-file", sets[_file_name(disk.name)], readonly=disk.readonly),
+        "driver": "host_device" if disk.block_device else "file",
+    }
     yield _format_node(disk.name, disk.format, readonly=disk.readonly, backing=backing)
 
 
@@ -311,6 +337,26 @@ def _disk_device(index: int, disk: DiskAttachment) -> str:
     # The guest hears of a full or broken host disk; QEMU's default is to stop the guest until somebody resumes it.
     pairs += [("werror", "report"), ("rerror", "report")]
     return option("virtio-blk-pci", *pairs, _slot(_FIRST_DISK_SLOT + index))
+
+
+def _share_args(index: int, share: ShareAttachment) -> list[str]:
+    """A socket that is connected already: QEMU never connects to a vhost-user device a second time anyway."""
+    tag = plain(share.tag, key=f"tag of the share at {share.guest_path}", max_bytes=_MAX_TAG_BYTES)
+    place = (("addr", f"{_SHARES_SLOT:#04x}.{index}"), *((("multifunction", "on"),) if index == 0 else ()))
+    return [
+        "-chardev", option("socket", ("id", share.name), ("fd", inherited(share.name))),
+        "-device", option("vhost-user-fs-pci", ("chardev", share.name), ("tag", tag), *place),
+    ]  # fmt: skip
+
+
+def _tpm_args(tpm: TpmAttachment | None) -> list[str]:
+    if tpm is None:
+        return []
+    return [
+        "-chardev", option("socket", ("id", tpm.name), ("fd", inherited(tpm.name))),
+        "-tpmdev", option("emulator", ("id", "tpm0"), ("chardev", tpm.name)),
+        "-device", option("tpm-crb", ("tpmdev", "tpm0")),
+    ]  # fmt: skip
 
 
 def _nic_args(index: int, nic: UserNic) -> list[str]:

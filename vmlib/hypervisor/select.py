@@ -120,6 +120,10 @@ def choose(spec: MachineSpec, offer: Offer) -> tuple[Hypervisor, str]:
             why_not = "cannot boot from a disk"
         elif spec.boot_firmware and not one.hypervisor.capabilities.uefi:
             why_not = "has no UEFI firmware"
+        elif spec.tpm and not one.hypervisor.capabilities.tpm:
+            why_not = "has no TPM"
+        elif spec.mounts and not one.hypervisor.capabilities.shares:
+            why_not = "has no virtiofs shares"
         else:
             return one.hypervisor, _reason(one, one.hypervisor, pinned=bool(spec.hypervisor))
         lacking.append(f"{one.name}: {why_not}")

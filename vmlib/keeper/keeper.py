@@ -22,6 +22,7 @@ from vmlib.files import write_atomic
 from vmlib.keeper import oom
 from vmlib.keeper.control import Client
 from vmlib.keeper.fds import connect, leave_for, open_process, read, receive
+from vmlib.keeper.helpers import Helpers
 from vmlib.keeper.loop import Loop
 from vmlib.keeper.monitor import MonitorEvent, QmpMonitor
 from vmlib.keeper.plan import KeeperPlan
@@ -70,6 +71,7 @@ class Keeper:
         self.vmm: process.Identity | None = None
         self.console_tail = bytearray()
         self.stderr_tail = bytearray()
+        self.helper_tail = bytearray()
         self.console_input = bytearray()
         self.monitor = QmpMonitor()
         self.monitor_sock: socket.socket | None = None
@@ -77,16 +79,29 @@ class Keeper:
         self.channel_lines = LineBuffer(_CHANNEL_LINE, skip_long=True)
         self.stdout = self._open_sink(plan.stdout)
         self.stderr = self._open_sink(plan.stderr)
+        self.helpers = Helpers(plan.helpers, self.run_paths, self.loop, tell=self._event, lost=self._on_helper_lost)
+        self.helper_lost = ""  # one that ended before the machine was committed, in words
 
     # -- coming to life ------------------------------------------------------------------------------------------
 
     def start(self) -> process.Identity:
         """Start the VMM, with its guest held. Raises SpawnError."""
-        make_fifos(self.run_paths)
+        make_fifos(self.run_paths, helpers=bool(self.plan.helpers))
         self._open_streams()
         write_atomic(self.run_paths.plan, self.plan.dump())
         log_fds = [sink.fd for sink in (self.stdout, self.stderr) if sink.pollable]
-        self.child = spawn_vmm(self.plan, log_fds=log_fds)
+        with contextlib.ExitStack() as ours:
+            try:
+                sockets = self.helpers.start()
+            except SpawnError as exc:
+                raise SpawnError(self._with_helper_words(str(exc))) from exc
+            for sock in sockets.values():
+                ours.callback(sock.close)
+            try:
+                self.child = spawn_vmm(self.plan, log_fds=log_fds, sockets=sockets)
+            except BaseException:
+                self.helpers.end()
+                raise
         self.vmm = process.load_identity(self.run_paths.vmm)
         if self.vmm is None:
             raise SpawnError(f"the VMM's launcher ended with status {self.child.wait()}")
@@ -101,6 +116,7 @@ class Keeper:
         self.vmm = process.load_identity(self.run_paths.vmm)
         self._open_streams()
         vmm_fd = None if self.vmm is None else open_process(self.vmm)
+        self.helpers.adopt()
         if vmm_fd is None:
             self._finish(None)
             return False
@@ -131,6 +147,9 @@ class Keeper:
         self.stderr_fd = open_fifo(self.run_paths.stderr)
         self.loop.on_read(self.console_out_fd, self._on_console)
         self.loop.on_read(self.stderr_fd, self._on_stderr)
+        if self.plan.helpers:
+            self.helper_fd = open_fifo(self.run_paths.helper_words)
+            self.loop.on_read(self.helper_fd, self._on_helper_words)
         self.run_paths.control.unlink(missing_ok=True)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.listener.bind(str(self.run_paths.control))
@@ -162,6 +181,7 @@ class Keeper:
             if not self.committed and self.lease is None:
                 # Whoever started this machine died, or gave up, before it was theirs to keep.
                 self._kill_vmm()
+                self.helpers.end()
                 return
         self._finish(self._wait_status())
 
@@ -189,6 +209,21 @@ class Keeper:
         data = read(self.stderr_fd)
         self.stderr.write(data)
         self.stderr_tail = (self.stderr_tail + data)[-_TAIL:]
+
+    def _on_helper_words(self) -> None:
+        data = read(self.helper_fd)
+        self.stderr.write(data)
+        self.helper_tail = (self.helper_tail + data)[-_TAIL:]
+
+    def _on_helper_lost(self, sentence: str) -> None:
+        """A machine that lacks a helper from the beginning is none: whoever starts it is told why."""
+        self.helper_lost = self.helper_lost or self._with_helper_words(sentence)
+        self._kill_vmm()
+
+    def _with_helper_words(self, sentence: str) -> str:
+        self._on_helper_words()
+        words = self.helper_tail.decode(errors="replace").strip().splitlines()
+        return f"{sentence}: {words[-1]}" if words else sentence
 
     def _on_monitor(self) -> None:
         assert self.monitor_sock is not None
@@ -313,7 +348,7 @@ class Keeper:
                     self.run_paths.committed.touch()
                 except OSError as exc:
                     return {"ok": False, "reason": f"{exc.filename}: {(exc.strerror or str(exc)).lower()}"}
-                self.committed = True
+                self.committed = self.helpers.settled = True
             case {"op": "console"}:
                 client.attached = True
             case _:
@@ -329,6 +364,7 @@ class Keeper:
             "paused": self.paused,
             "committed": self.committed,
             "adopted": self.child is None,
+            "helpers": self.helpers.pids(),
             "lost_stdout_bytes": self.stdout.lost_total,
             "lost_stderr_bytes": self.stderr.lost_total,
         }
@@ -394,6 +430,9 @@ class Keeper:
     def _finish(self, status: int | None) -> None:
         """Read what is left, decide, let the logs flow out, then record the end and tell it."""
         self._drain()
+        self.helpers.end()
+        if self.helper_lost:
+            self.stderr_tail = bytearray(self.helper_lost.encode())
         verdict = judge(
             self.evidence,
             status=status,

@@ -3,6 +3,31 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelperPlan:
+    """A process beside the VMM (virtiofsd, swtpm), which the keeper starts before it and ends after it.
+
+    It inherits a listening socket of its own as `{fd:listener}`; the VMM inherits one that is connected to it as
+    `{fd:NAME}`. All that a later keeper needs to start it again stands here: paths, and no descriptors.
+    """
+
+    name: str  # "fs0": of its files in the run directory, too
+    what: str  # for people: "virtiofsd of share data"
+    argv: list[str]
+    loss: str  # what its end means for the guest, in a sentence
+    directories: dict[str, str] = field(default_factory=dict)  # opened at each start, passed on as `{fd:NAME}`
+    # This one of them is mounted at `bind_at`, where nobody but the helper sees it; its devices cannot be opened there.
+    bind: str = ""
+    bind_at: str = ""
+    readonly: bool = False
+    uid: int = 0
+    gid: int = 0
+    capabilities: list[int] = field(default_factory=list)  # of root; all others are dropped for good
+    cgroups: list[str] = field(default_factory=list)
+    follow: bool = False  # runs on the keeper's CPUs, because its cgroup has the vCPUs' as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +49,7 @@ class KeeperPlan:
     uid: int = 0
     gid: int = 0
     groups: list[int] = field(default_factory=list)
+    helpers: list[HelperPlan] = field(default_factory=list)
     cgroups: list[str] = field(default_factory=list)
     keeper_cgroups: list[str] = field(default_factory=list)
     memory_group: str = ""  # the cgroup whose limit holds the VMM's memory; "" = there is none
@@ -36,14 +62,20 @@ class KeeperPlan:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def load(cls, data: bytes) -> "KeeperPlan":
+    def load(cls, data: bytes) -> Self:
         """Passes over what a later version may have added. Raises ValueError on what is no plan."""
-        known = {field.name for field in fields(cls)}
         try:
-            return cls(**{key: value for key, value in json.loads(data).items() if key in known})
+            values = _known(cls, json.loads(data))
+            values["helpers"] = [HelperPlan(**_known(HelperPlan, one)) for one in values.get("helpers", [])]
+            return cls(**values)
         except (AttributeError, TypeError) as exc:
             raise ValueError(f"no keeper plan: {exc}") from exc
 
     @property
     def run(self) -> Path:
         return Path(self.run_dir)
+
+
+def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(cls)}
+    return {key: value for key, value in values.items() if key in names}

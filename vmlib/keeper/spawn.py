@@ -1,4 +1,4 @@
-"""Starting the VMM: its FIFOs, its listening sockets, its launcher."""
+"""Starting the VMM and its helpers: FIFOs, listening sockets, launchers."""
 
 import contextlib
 import fcntl
@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vmlib.keeper.plan import KeeperPlan
+from vmlib.keeper.plan import HelperPlan, KeeperPlan
 from vmlib.paths import RunPaths
-from vmlib.process import spawn
+from vmlib.process import TOOL_ENVIRONMENT, spawn
 
 # Enough for a second of console at TCG speed, so that a change of keepers neither stalls the guest nor loses a byte.
 _FIFO_BYTES = 1 << 20
@@ -20,11 +20,11 @@ _LAUNCHER = Path(__file__).resolve().parent.parent / "launcher.py"
 
 
 class SpawnError(Exception):
-    """The VMM's program could not be executed."""
+    """The program of the VMM or of a helper could not be executed."""
 
 
-def make_fifos(run: RunPaths) -> None:
-    for path in (run.console_in, run.console_out, run.stderr):
+def make_fifos(run: RunPaths, *, helpers: bool) -> None:
+    for path in (run.console_in, run.console_out, run.stderr, *([run.helper_words] if helpers else ())):
         os.mkfifo(path, 0o600)
 
 
@@ -36,15 +36,16 @@ def open_fifo(path: Path) -> int:
     return fd
 
 
-def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int]) -> "subprocess.Popen[bytes]":
+def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int], sockets: dict[str, socket.socket]) -> "subprocess.Popen[bytes]":
     """Start the VMM and wait until its program runs. Raises SpawnError with the launcher's reason.
 
     `log_fds` are ends of the task's log FIFOs that the VMM holds without using them, so that whoever reads the logs
-    sees no end of file when this keeper dies. The plan's files are closed here once the VMM has them.
+    sees no end of file when this keeper dies. `sockets` lead to its helpers. The plan's files are closed here once the
+    VMM has them.
     """
     run = RunPaths(plan.run)
-    listeners = [(name, _listen(plan.run / file)) for name, file in plan.listeners.items()]
-    fds = dict(plan.files) | {name: sock.fileno() for name, sock in listeners}
+    listeners = [(name, listen(plan.run / file)) for name, file in plan.listeners.items()]
+    fds = dict(plan.files) | {name: sock.fileno() for name, sock in (*listeners, *sockets.items())}
     spec = {
         "argv": plan.argv,
         "fds": fds,
@@ -55,26 +56,68 @@ def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int]) -> "subprocess.Popen[byte
         "groups": plan.groups,
         "cgroups": plan.cgroups,
     }
-    spec_fd = os.memfd_create("launch")
-    os.write(spec_fd, json.dumps(spec).encode())
-    status_r, status_w = os.pipe()
     # The VMM's own open file descriptions: QEMU makes its console non-blocking, ours must not change with it.
     streams = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in (run.console_in, run.console_out, run.stderr)]
     try:
+        return _launch(spec, "vmm", streams, [*fds.values(), *log_fds])
+    finally:
+        for fd in (*streams, *plan.files.values()):
+            os.close(fd)
+        for _, sock in listeners:
+            sock.close()
+
+
+def spawn_helper(plan: HelperPlan, run: RunPaths) -> "subprocess.Popen[bytes]":
+    """Start a helper and wait until its program runs; its socket takes connections then. Raises SpawnError, OSError."""
+    if plan.bind_at:
+        Path(plan.bind_at).mkdir(mode=0o700, exist_ok=True)
+    path = run.helper_socket(plan.name)
+    path.unlink(missing_ok=True)  # of the one before
+    with contextlib.ExitStack() as ours:
+        listener = ours.enter_context(listen(path))
+        fds = {"listener": listener.fileno()}
+        for name, directory in plan.directories.items():
+            fds[name] = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            ours.callback(os.close, fds[name])
+        words = os.open(run.helper_words, os.O_RDWR | os.O_CLOEXEC)
+        ours.callback(os.close, words)
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        ours.callback(os.close, nothing)
+        spec = {
+            "argv": plan.argv,
+            "fds": fds,
+            "environment": TOOL_ENVIRONMENT,
+            "identity": str(run.helper(plan.name)),
+            "uid": plan.uid,
+            "gid": plan.gid,
+            "groups": [],
+            "capabilities": plan.capabilities,
+            "cgroups": plan.cgroups,
+            "cpus": sorted(os.sched_getaffinity(0)) if plan.follow else [],
+        }
+        if plan.bind:
+            spec["mount"] = {"directory": plan.bind, "at": plan.bind_at, "readonly": plan.readonly}
+        return _launch(spec, "helper", [nothing, words, words], list(fds.values()))
+
+
+def _launch(spec: dict[str, object], kind: str, streams: list[int], pass_fds: list[int]) -> "subprocess.Popen[bytes]":
+    """Run the launcher until it has become the program. Raises SpawnError."""
+    spec_fd = os.memfd_create("launch")
+    os.write(spec_fd, json.dumps(spec).encode())
+    status_r, status_w = os.pipe()
+    try:
         child = spawn(
             [sys.executable, "-I", "-S", str(_LAUNCHER), str(spec_fd), str(status_w), str(os.getpid())],
-            kind="vmm",
+            kind=kind,
             env={},
             stdin=streams[0],
             stdout=streams[1],
             stderr=streams[2],
-            pass_fds=[spec_fd, status_w, *fds.values(), *log_fds],
+            pass_fds=[spec_fd, status_w, *pass_fds],
         )
     finally:
-        for fd in (spec_fd, status_w, *streams, *plan.files.values()):
-            os.close(fd)
-        for _, sock in listeners:
-            sock.close()
+        os.close(spec_fd)
+        os.close(status_w)
     with open(status_r, "rb") as status:
         reason = status.read()
     if reason:
@@ -83,7 +126,7 @@ def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int]) -> "subprocess.Popen[byte
     return child
 
 
-def _listen(path: Path) -> socket.socket:
+def listen(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     sock.bind(str(path))
     path.chmod(0o600)

@@ -1,0 +1,7 @@
+"""What our tests must know of the job files in nomad-jobs/."""
+
+# Those for which only an agent will do, and how the embedded host refuses them.
+FOR_AGENTS = {
+    "tokens": "block device in resources: not supported by chv dev",
+    "count": "count = 3: chv dev runs one",
+}

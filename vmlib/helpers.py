@@ -1,0 +1,112 @@
+"""The helper processes of a machine as the keeper gets them: virtiofsd for each share, swtpm for a TPM."""
+
+import os
+from pathlib import Path
+
+from vmlib import probe
+from vmlib.cgroup import MachineGroups
+from vmlib.errors import HostError
+from vmlib.keeper.plan import HelperPlan
+from vmlib.paths import RunPaths
+from vmlib.probe import Program
+from vmlib.resources import Credentials, Resources, ShareAttachment, TpmAttachment
+
+# What a virtiofsd is for: files of any owner. Not CAP_MKNOD (27): a device that a guest made in a directory which other
+# tasks share would be theirs to open.
+_FILE_CAPABILITIES = (0, 1, 3, 4, 6, 7, 31)  # CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP
+# What it needs for shutting itself in, and gives up then: SETPCAP SYS_CHROOT SYS_ADMIN SYS_RESOURCE.
+_SANDBOX_CAPABILITIES = (8, 18, 21, 24)
+# QEMU 5 to 7 brought one of its own and of its own version; what is developed since has begun with 1.
+_FIRST_VERSION_IN_C = 5
+
+
+def plans(res: Resources, run: RunPaths, groups: MachineGroups) -> list[HelperPlan]:
+    """All helpers of a machine. Raises HostError when a program that is needed is not there."""
+    made = []
+    if res.shares:
+        virtiofsd = probe.virtiofsd_program()
+        if virtiofsd.why_not:
+            raise HostError(f"the share at {res.shares[0].guest_path}: {virtiofsd.why_not}", hint=probe.VIRTIOFSD_CURE)
+        made += [share_helper(share, virtiofsd, run, groups) for share in res.shares]
+    if res.tpm is not None:
+        swtpm = probe.swtpm_program()
+        if swtpm.why_not:
+            raise HostError(f"tpm = true: {swtpm.why_not}", hint=probe.SWTPM_CURE)
+        made.append(tpm_helper(res.tpm, swtpm.path, res.credentials, groups))
+    return made
+
+
+def share_helper(share: ShareAttachment, virtiofsd: Program, run: RunPaths, groups: MachineGroups) -> HelperPlan:
+    """A virtiofsd that sees nothing but the shared directory. Read-only is the kernel's word, not the daemon's."""
+    at = str(run.helper_mount(share.name))
+    return HelperPlan(
+        name=share.name,
+        what=f"virtiofsd of share {share.tag}",
+        argv=_virtiofsd_argv(virtiofsd, at),
+        loss="what uses the share in the guest waits until the machine is restarted",
+        directories={"shared": str(share.source)},
+        bind="shared",
+        bind_at=at,
+        readonly=share.readonly,
+        capabilities=[*_FILE_CAPABILITIES, *_SANDBOX_CAPABILITIES],
+        cgroups=_cgroups(groups),
+        follow=_follows(groups),
+    )
+
+
+def _virtiofsd_argv(virtiofsd: Program, directory: str) -> list[str]:
+    if int(virtiofsd.version.partition(".")[0]) >= _FIRST_VERSION_IN_C:
+        options = f"source={directory},modcaps=-mknod,announce_submounts,log_level=err"
+        return [virtiofsd.path, "-f", "--fd={fd:listener}", "-o", options]
+    return [
+        virtiofsd.path,
+        "--fd={fd:listener}",
+        f"--shared-dir={directory}",
+        "--modcaps=-mknod",
+        "--announce-submounts",
+        "--log-level=error",
+    ]
+
+
+def tpm_helper(tpm: TpmAttachment, swtpm: str, credentials: Credentials, groups: MachineGroups) -> HelperPlan:
+    """A swtpm as the VMM's user. It opens its state through a descriptor, because others cannot walk to it."""
+    return HelperPlan(
+        name=tpm.name,
+        what="swtpm of the TPM",
+        argv=[
+            swtpm,
+            "socket",
+            "--tpm2",
+            "--terminate",
+            "--ctrl",
+            "type=unixio,fd={fd:listener}",
+            "--tpmstate",
+            "dir=/proc/self/fd/{fd:state},mode=0600",
+        ],
+        loss="the guest has no TPM until the machine is restarted",
+        directories={"state": str(tpm.state_dir)},
+        uid=credentials.uid,
+        gid=credentials.gid,
+        cgroups=_cgroups(groups),
+        follow=_follows(groups),
+    )
+
+
+def _cgroups(groups: MachineGroups) -> list[str]:
+    """The VMM's, so that its limits hold for all; but with the keeper's CPUs, where that can be had apart (v1)."""
+    return [
+        str(groups.keeper_cpuset if path == groups.cpuset and not _follows(groups) else path) for path in groups.vmm
+    ]
+
+
+def _follows(groups: MachineGroups) -> bool:
+    """On v2 one group says both whose memory it is and which CPUs it may use."""
+    return groups.cpuset is not None and groups.cpuset == groups.memory
+
+
+def make_tpm_dir(path: Path, credentials: Credentials) -> TpmAttachment:
+    """The directory in which a TPM remembers, given to whoever the VMM runs as this time."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    for one in (path, *path.iterdir()):
+        os.chown(one, credentials.uid, credentials.gid, follow_symlinks=False)
+    return TpmAttachment(name="tpm", state_dir=path)

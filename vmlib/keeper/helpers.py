@@ -1,0 +1,215 @@
+"""The processes beside a VMM (virtiofsd, swtpm): started before it, started again when they end, ended after it.
+
+They share the VMM's memory cgroup: what a virtiofsd writes into the guest's RAM before the VMM has touched it is
+charged to virtiofsd's own group, and what a guest makes it hold (open files, page cache) must have a limit as well.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from vmlib import process
+from vmlib.keeper.fds import open_process
+from vmlib.keeper.loop import Loop
+from vmlib.keeper.plan import HelperPlan
+from vmlib.keeper.spawn import SpawnError, spawn_helper
+from vmlib.paths import RunPaths
+
+# A helper ends a moment before its VMM does: at once would be too soon to know.
+_FIRST_DELAY_S = 0.2
+_MAX_DELAY_S = 60.0
+_LONG_LIFE_S = 60.0  # whoever lived that long is no sign of a loop
+_END_S = 0.5
+_FOLLOW_S = 5.0
+
+
+def next_delay_s(delay_s: float, lived_s: float) -> float:
+    """How long to wait with the next start of a helper that lived `lived_s` after a wait of `delay_s`."""
+    return _FIRST_DELAY_S if lived_s >= _LONG_LIFE_S else min(_MAX_DELAY_S, max(_FIRST_DELAY_S, delay_s * 2))
+
+
+class Helper:
+    """One of them, as it is right now."""
+
+    def __init__(self, plan: HelperPlan) -> None:
+        self.plan = plan
+        self.child: subprocess.Popen[bytes] | None = None  # None: of a keeper before us
+        self.who: process.Identity | None = None
+        self.fd = -1  # of the process; -1 while there is none
+        self.started_at = time.monotonic()
+        self.delay_s = 0.0
+
+
+class Helpers:
+    """All helpers of one machine. `tell` takes an event, `lost` the sentence about one that ended before `settled`."""
+
+    def __init__(
+        self,
+        plans: Sequence[HelperPlan],
+        run: RunPaths,
+        loop: Loop,
+        *,
+        tell: Callable[[str, str], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self._all = [Helper(plan) for plan in plans]
+        self._run = run
+        self._loop = loop
+        self._tell = tell
+        self._lost = lost
+        self._ending = False
+        self._cpus = os.sched_getaffinity(0)
+        self.settled = False  # the machine is kept: from now on they are started again
+
+    def start(self) -> dict[str, socket.socket]:
+        """Start all, and return for each a socket that leads to it; the caller closes them. Raises SpawnError."""
+        sockets: dict[str, socket.socket] = {}
+        try:
+            for helper in self._all:
+                self._start(helper)
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                sockets[helper.plan.name] = sock
+                self._connect(sock, helper)
+        except BaseException:
+            for sock in sockets.values():
+                sock.close()
+            self.end()
+            raise
+        self._keep_following()
+        return sockets
+
+    def _connect(self, sock: socket.socket, helper: Helper) -> None:
+        try:
+            sock.connect(str(self._run.helper_socket(helper.plan.name)))
+        except OSError as exc:
+            # Nobody has the other end any more: it has ended, or is about to.
+            ended = select.select([helper.fd], [], [], _END_S)[0]
+            how = self._forget(helper) if ended else f"takes no connection: {(exc.strerror or str(exc)).lower()}"
+            raise SpawnError(f"{helper.plan.what} {how}") from exc
+
+    def adopt(self) -> None:
+        """Take those over that the keeper before us started; one that ended meanwhile is started again."""
+        self.settled = True
+        for helper in self._all:
+            helper.who = process.load_identity(self._run.helper(helper.plan.name))
+            fd = None if helper.who is None else open_process(helper.who)
+            if fd is None:
+                self._start_later(helper, "ended while there was no keeper")
+            else:
+                self._watch(helper, fd)
+        self._keep_following()
+
+    def pids(self) -> dict[str, int]:
+        """Those that live, by name."""
+        return {one.plan.name: one.who.pid for one in self._all if one.who is not None and one.fd >= 0}
+
+    def end(self) -> None:
+        """End all, and come back when they are gone. The VMM is by now, so most have ended already."""
+        self._ending = True
+        deadline = time.monotonic() + _END_S
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            living = [one for one in self._all if one.fd >= 0]
+            for one in living:
+                _signal(one, number)
+            for one in living:
+                left = max(0.0, deadline - time.monotonic()) if number == signal.SIGTERM else None
+                if select.select([one.fd], [], [], left)[0]:
+                    self._forget(one)
+
+    def _start(self, helper: Helper) -> None:
+        try:
+            helper.child = spawn_helper(helper.plan, self._run)
+        except (SpawnError, OSError) as exc:
+            reason = f"{exc.filename}: {(exc.strerror or str(exc)).lower()}" if isinstance(exc, OSError) else str(exc)
+            raise SpawnError(f"{helper.plan.what}: {reason}") from exc
+        helper.who = process.load_identity(self._run.helper(helper.plan.name))
+        helper.started_at = time.monotonic()
+        self._watch(helper, os.pidfd_open(helper.child.pid))
+
+    def _watch(self, helper: Helper, fd: int) -> None:
+        helper.fd = fd
+        self._loop.on_read(fd, lambda: self._on_end(helper))
+
+    def _forget(self, helper: Helper) -> str:
+        """Take leave of one that has ended; returns how it did, in words."""
+        self._loop.forget(helper.fd)
+        os.close(helper.fd)
+        helper.fd = -1
+        if helper.child is None:
+            return "ended, nobody knows how"
+        # Not reaped yet, so this is its process group and no other.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(helper.child.pid, signal.SIGKILL)
+        status = helper.child.wait()
+        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    def _on_end(self, helper: Helper) -> None:
+        how = self._forget(helper)
+        if self._ending:
+            return
+        if self.settled:
+            self._start_later(helper, how)
+        else:
+            self._lost(f"{helper.plan.what} {how}")
+
+    def _start_later(self, helper: Helper, how: str) -> None:
+        helper.delay_s = next_delay_s(helper.delay_s, time.monotonic() - helper.started_at)
+        self._loop.after(helper.delay_s, lambda: self._start_again(helper, how))
+
+    def _start_again(self, helper: Helper, how: str) -> None:
+        if self._ending:
+            return
+        first = helper.delay_s <= _FIRST_DELAY_S  # Nomad keeps ten events: one for a whole row of ends
+        try:
+            self._start(helper)
+        except (SpawnError, OSError) as exc:
+            helper.started_at = time.monotonic()
+            if first:
+                self._tell("helper lost", f"helper lost: {helper.plan.what} {how}, {exc}; {helper.plan.loss}")
+            self._start_later(helper, how)
+            return
+        if first:
+            self._tell("helper restarted", f"helper restarted: {helper.plan.what} {how}; {helper.plan.loss}")
+
+    def _keep_following(self) -> None:
+        if any(one.plan.follow for one in self._all):
+            self._loop.after(_FOLLOW_S, self._follow)
+
+    def _follow(self) -> None:
+        """The keeper's CPUs change as machines come and go."""
+        cpus = os.sched_getaffinity(0)
+        if cpus != self._cpus:
+            self._cpus = cpus
+            for one in self._all:
+                if one.plan.follow and one.who is not None and one.fd >= 0:
+                    _place(one.who.pid, cpus)
+        self._keep_following()
+
+
+def _signal(helper: Helper, number: int) -> None:
+    """To the whole group of one that is our child, since virtiofsd is two processes."""
+    if helper.child is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(helper.child.pid, number)
+    elif helper.who is not None:
+        process.send_signal(helper.who, number)
+
+
+def _place(pid: int, cpus: set[int]) -> None:
+    for group in [pid, *_children(pid)]:
+        with contextlib.suppress(OSError):  # a thread that has ended, or a group that has none of these CPUs yet
+            for tid in os.listdir(f"/proc/{group}/task"):
+                os.sched_setaffinity(int(tid), cpus)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
