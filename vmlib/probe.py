@@ -17,6 +17,8 @@ from vmlib.process import TOOL_ENVIRONMENT, run_tool
 QEMU_MIN_VERSION = (7, 2, 0)
 _VERSION_TIMEOUT_S = 10.0
 
+_IO_URING_KERNEL = (5, 12)  # before it the rings are locked memory, of which a process without privileges has little
+
 _KVM_GET_API_VERSION = 0xAE00
 _KVM_CREATE_VM = 0xAE01
 _KVM_CREATE_VCPU = 0xAE41
@@ -132,6 +134,29 @@ def version_complaint(version: str) -> str:
     if tuple(map(int, version.split("."))) >= QEMU_MIN_VERSION:
         return ""
     return f"version {version} is too old, expected at least {'.'.join(map(str, QEMU_MIN_VERSION[:2]))}"
+
+
+def io_uring_usable(*, disabled: Path = Path("/proc/sys/kernel/io_uring_disabled"), release: str = "") -> bool:
+    """Whether QEMU of this host, and its kernel, do I/O by io_uring for a process without privileges."""
+    version = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
+    if version is None or (int(version[1]), int(version[2])) < _IO_URING_KERNEL:
+        return False
+    with contextlib.suppress(OSError):
+        if disabled.read_text().strip() != "0":
+            return False
+    qemu_img = find_program("qemu-img")
+    return qemu_img is not None and _opens_by_io_uring(qemu_img)
+
+
+@functools.lru_cache(maxsize=2)
+def _opens_by_io_uring(qemu_img: str) -> bool:
+    """Tried with a file that is surely there: the program itself."""
+    options = f"driver=file,aio=io_uring,filename={qemu_img}"
+    try:
+        run_tool([qemu_img, "info", "--image-opts", options], timeout_s=_VERSION_TIMEOUT_S)
+    except HostError:  # built without it, or not allowed here
+        return False
+    return True
 
 
 def _words(exc: OSError) -> str:

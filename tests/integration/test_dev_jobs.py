@@ -57,6 +57,8 @@ ENDS = {
 RUNS = {"service", "http", "uefi"}
 NEED_AN_AGENT = {"tokens": "block device in resources: not supported by chv dev"}
 
+NEED_A_SERVER = {"nfs-root", "nfs-data"}  # in tests/lab/test_nfs_agent.py
+
 
 def job_file(name: str) -> Path:
     return JOBS / f"{name}.nomad.hcl"
@@ -70,7 +72,7 @@ def console_lines(text: str) -> list[str]:
 def test_every_job_of_the_directory_is_tested_here() -> None:
     assert {
         path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")
-    } == ENDS.keys() | RUNS | NEED_AN_AGENT.keys() | {"persistent"}
+    } == ENDS.keys() | RUNS | NEED_AN_AGENT.keys() | {"persistent"} | NEED_A_SERVER
 
 
 @pytest.mark.parametrize("name", sorted(NEED_AN_AGENT))
