@@ -12,10 +12,11 @@ from driver.decode import Complaints, decode, one_of, path_of_label
 from driver.schema import PATH_MAX_BYTES, PLUGIN, TASK
 from driver.units import parse_duration, parse_size
 from vmlib.cores.cpulist import format_cpus, parse_cpus
+from vmlib.disk import nfs_options
 from vmlib.disk.unpack import packed_name
 from vmlib.errors import HostError, SpecError
 from vmlib.hooks import split
-from vmlib.spec import DiskFormat, FirmwareKind, GuestOs, NumaPolicy, OnPanic, OnReboot, Packing, RootMode
+from vmlib.spec import DiskFormat, FirmwareKind, GuestOs, NfsExport, NumaPolicy, OnPanic, OnReboot, Packing, RootMode
 
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
 _SOCKET_PATH_MAX_BYTES = 107
@@ -30,6 +31,7 @@ _UID_RANGE = re.compile(r"([0-9]{1,10}) ?- ?([0-9]{1,10})")
 _DISK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,15}")
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_SERVER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45}(?:%[A-Za-z0-9_.-]{1,15})?")
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _FORMAT_OF_SUFFIX: dict[str, DiskFormat] = {".raw": "raw", ".qcow2": "qcow2"}
 SHARES = ("local", "secrets", "alloc")
@@ -83,6 +85,7 @@ class PluginConfig:
     gc_dry_run: bool
     cores: CoresConfig = field(default_factory=CoresConfig)
     hooks: tuple[str, ...] = ()  # NAME or NAME:ARGUMENT
+    nfs: Mapping[str, NfsExport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +169,7 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
         image_cache_max_bytes=_size_or_none(complaints, "gc.image_cache_max", values["gc"]["image_cache_max"]),
         image_cache_max_age_s=_duration(complaints, "gc.image_cache_max_age", values["gc"]["image_cache_max_age"]),
         hooks=_hooks(complaints, values["hooks"]),
+        nfs=_nfs(complaints, values["nfs"]),
         orphan_grace_s=_duration(complaints, "gc.orphan_grace", values["gc"]["orphan_grace"]),
         gc_dry_run=values["gc"]["dry_run"],
     )
@@ -343,6 +347,28 @@ def _check_default_network(complaints: Complaints, name: str, networks: Mapping[
         complaints.add("default_network", f"expected the name of a network block, {known(networks)}", value=name)
 
 
+def _nfs(complaints: Complaints, blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, NfsExport]:
+    exports = {}
+    for name, block in blocks.items():
+        path = path_of_label("nfs", name)
+        if not _NETWORK_NAME.fullmatch(name):
+            complaints.add(path, "expected a name of at most 32 letters, digits, - and _")
+        if not _SERVER.fullmatch(block["server"]):
+            complaints.add(
+                f"{path}.server", "expected a host name or an address, such as 10.0.0.5", value=block["server"]
+            )
+        export = block["export"]
+        if not export.startswith("/") or ".." in export.split("/"):
+            complaints.add(f"{path}.export", 'expected an absolute path without ".."', value=export)
+        options = nfs_options.split(block["options"])
+        for fault in nfs_options.faults(options):
+            complaints.add(f"{path}.options", fault, value=block["options"])
+        exports[name] = NfsExport(
+            name=name, server=block["server"], export=export, options=options, read_only=block["read_only"]
+        )
+    return exports
+
+
 def _cores(complaints: Complaints, block: Mapping[str, Any]) -> CoresConfig:
     auto = block["dedicated"] == "auto"
     dedicated = frozenset[int]() if auto else _cpus(complaints, "cores.dedicated", block["dedicated"])
@@ -384,9 +410,6 @@ def known(names: Mapping[str, object]) -> str:
 
 
 def _check_boot(complaints: Complaints, values: Mapping[str, Any]) -> None:
-    for key in ("image", "kernel", "initrd", "firmware", "user_data"):
-        if str(values[key]).startswith("nfs://"):
-            complaints.not_built(key, values[key])
     if not values["image"] and not values["kernel"] and not complaints.any_about("image", "kernel"):
         complaints.add("image", "expected image (boots from the disk) or kernel (boots it directly), both are missing")
     if not values["kernel"] and not complaints.any_about("kernel"):
@@ -480,8 +503,6 @@ def _disks(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[DiskCo
         elif name in seen:
             complaints.add(f"{path}.name", f"the same as disk[{seen[name]}].name", value=name)
         seen.setdefault(name, index)
-        if source.startswith("nfs://"):
-            complaints.not_built(f"{path}.source", source)
         _check_disk_keys(complaints, path, block)
         serial = block["serial"] or name
         if not _SERIAL.fullmatch(serial) and not complaints.any_about(f"{path}.name"):

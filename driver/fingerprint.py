@@ -28,6 +28,7 @@ class NodeFacts:
     qemu_version: str = ""
     accel: str = ""
     networks: tuple[tuple[str, str], ...] = ()  # name, mode
+    nfs: tuple[tuple[str, str], ...] = ()  # name, "rw" or "ro"; those whose server answers
     cores: CoreFacts | None = None
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -53,6 +54,8 @@ def fingerprint(facts: NodeFacts) -> Fingerprint:
         attributes["driver.chv.accel"] = facts.accel
     for name, mode in facts.networks:
         attributes[f"driver.chv.network.{name}"] = mode
+    for name, mode in facts.nfs:
+        attributes[f"driver.chv.nfs.{name}"] = mode
     if facts.cores is not None:
         attributes |= {f"driver.chv.cores.{name}": value for name, value in asdict(facts.cores).items()}
     if facts.problems:

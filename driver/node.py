@@ -21,6 +21,7 @@ from vmlib.cores.ledger import read_entries
 from vmlib.cores.plan import Policy
 from vmlib.cores.service import Cores, CoreSettings, Notice
 from vmlib.cores.topology import Topology
+from vmlib.disk import nfs_probe
 from vmlib.errors import HostError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
@@ -175,15 +176,19 @@ class Node:
             # Asks the user database, which may be a directory server that does not answer.
             warning = await self.offload("probe", unprivileged_warning, self.config)
             cores, core_words = await self.offload("cores", self._core_facts)
+            exports = self.config.nfs
+            silence = await self.offload("probe", nfs_probe.silence, exports.values())
         offers = self._offers
         usable = offers.usable
+        nfs_words = [f"nfs {name}: {exports[name].server}: {why}" for name, why in silence.items() if why]
         return NodeFacts(
             hypervisors=tuple(dict.fromkeys(hypervisor.name for hypervisor in usable)),
             qemu_version=next((h.version for h in usable if h.name == "qemu"), ""),
             accel=usable[0].accel if usable else "",
             networks=self._networks(),
+            nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
-            warnings=(*((warning,) if warning else ()), *core_words),
+            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words),
             cores=cores,
         )
 

@@ -139,7 +139,6 @@ PLUGIN: Members = (
     Block(
         name="nfs",
         form="map",
-        built=False,
         members=(
             Key(name="server", max_bytes=_NAME),
             _path("export"),

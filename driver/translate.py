@@ -36,6 +36,7 @@ _LABEL_MAX_BYTES = 63
 _DEFAULT_CMDLINE = "console=ttyS0"
 _META = "NOMAD_META_"  # how a job's meta blocks come
 _TASK_DIRS = ("local", "secrets")
+_NFS = "nfs://"
 
 
 def machine_spec(
@@ -156,8 +157,11 @@ class _Finder:
         self._task_dir = Path(task.alloc_dir) / task.name
         self._shared_dir = Path(task.alloc_dir) / "alloc"
         self._image_paths = plugin.image_paths
+        self._nfs = plugin.nfs
 
     def find(self, key: str, text: str) -> FileRef:
+        if text.startswith(_NFS):
+            return self._on_a_server(key, text)
         path = posixpath.normpath(text)
         parts = path.strip("/").split("/")
         if ".." in text.split("/"):
@@ -174,6 +178,21 @@ class _Finder:
         """Whether the tasks of the group can write to it."""
         return ref.root in (self._task_dir, self._shared_dir)
 
+    def _on_a_server(self, key: str, text: str) -> FileRef:
+        """`nfs://NAME/path`, with the path from the top of what the operator calls NAME."""
+        name, _, path = text.removeprefix(_NFS).partition("/")
+        relative = posixpath.normpath("/" + path).lstrip("/")
+        export = self._nfs.get(name)
+        if export is None:
+            self._complaints.add(
+                key, f"expected an nfs block of this node's plugin block, {known(self._nfs)}", value=text
+            )
+        elif ".." in path.split("/"):
+            self._complaints.add(key, 'expected a path without ".."', value=text)
+        elif not relative:
+            self._complaints.add(key, "expected a file, as in nfs://NAME/path", value=text)
+        return FileRef(root=Path("/"), relative=relative or ".", nfs=export)
+
     def _of_the_operator(self, key: str, text: str, path: Path) -> FileRef:
         roots = [root for root in self._image_paths if path.is_relative_to(root)]
         if roots:
@@ -183,7 +202,8 @@ class _Finder:
         named = f": {', '.join(map(str, self._image_paths))}" if self._image_paths else " (this node has none)"
         self._complaints.add(
             key,
-            f"expected a path in local/, secrets/ or alloc/ of the task, or beneath one of image_paths{named}",
+            f"expected a path in local/, secrets/ or alloc/ of the task, or beneath one of image_paths{named}"
+            + (f", or nfs://NAME/path with NAME of {', '.join(sorted(self._nfs))}" if self._nfs else ""),
             value=text,
         )
         return FileRef(root=self._task_dir, relative=".")

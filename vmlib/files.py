@@ -41,21 +41,36 @@ def open_beneath(root: Path, relative: str, flags: int = os.O_RDONLY) -> int:
         os.close(dir_fd)
 
 
-def open_ref(ref: FileRef, *, key: str, writable: bool = False) -> int:
-    """Open the regular file that the job named with `key`; the caller owns the descriptor. Raises SpecError."""
+def open_ref(ref: FileRef, *, key: str, writable: bool = False, max_bytes: int = 1 << 40) -> int:
+    """Open the regular file that the job named with `key`; the caller owns the descriptor.
+
+    Everything may be done with it: of a file on a server it is a copy on this host, without a name. Such a file may
+    have `max_bytes`, and is opened for writing by `vmlib.remote` alone. Raises SpecError, NoCapacityError when the
+    server does not answer.
+    """
+    if ref.nfs is not None:
+        assert not writable
+        from vmlib import remote  # here: it would cost each keeper, which opens no such file, memory
+
+        return remote.fetch(ref, key=key, max_bytes=max_bytes)
     try:
         # O_NONBLOCK: opening a FIFO that a job put there must not hang us.
         fd = open_beneath(ref.root, ref.relative, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK)
     except OSError as exc:
-        if exc.errno == errno.EXDEV:
-            raise SpecError(f"{key} = {str(ref)!r}: leads out of {ref.root}, expected a file beneath it") from exc
         reason = (exc.strerror or str(exc)).lower()
-        kind = "writable" if writable else "readable"
-        raise SpecError(f"{key} = {str(ref)!r}: {reason}, expected a {kind} file") from exc
+        raise refused(ref, exc.errno or 0, reason, key=key, writable=writable) from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise SpecError(f"{key} = {str(ref)!r}: not a regular file")
     return fd
+
+
+def refused(ref: FileRef, code: int, reason: str, *, key: str, writable: bool = False) -> SpecError:
+    """Why the file that the job named with `key` cannot be opened."""
+    if code == errno.EXDEV:
+        top = ref.root if ref.nfs is None else f"nfs://{ref.nfs.name}"
+        return SpecError(f"{key} = {str(ref)!r}: leads out of {top}, expected a file beneath it")
+    return SpecError(f"{key} = {str(ref)!r}: {reason}, expected a {'writable' if writable else 'readable'} file")
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:

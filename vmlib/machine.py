@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmlib import cgroup, credentials, failpoint, files, helpers, hook_run, hugepages, memory, postflight, process
+from vmlib import cgroup, credentials, failpoint, far, files, helpers, hook_run, hugepages, memory, postflight, process
 from vmlib.cores.service import Assigned, Cores, CoreSettings, Notice
 from vmlib.cores.words import Entry
+from vmlib.disk import nfs
 from vmlib.disk.cache import ImageCache
 from vmlib.disk.data import prepare_disk, wants_source
 from vmlib.disk.flash import open_firmware, prepare_uefi
@@ -78,10 +79,13 @@ class Machines:
         intake = self._intake(tell)
         root = spec.root
         wanted = []
-        if root is not None and (root.cached or root.packed) and wants_image(root, into):
+        # What lies on a file server is brought by the start itself, which mounts that.
+        if root is not None and root.image.nfs is None and (root.cached or root.packed) and wants_image(root, into):
             wanted.append((root.image, root.format, root.packed, "image"))
         for index, disk in enumerate(spec.disks):
-            if disk.source is not None and (disk.packed or disk.cached) and wants_source(disk, into):
+            if disk.source is None or disk.source.nfs is not None:
+                continue
+            if (disk.packed or disk.cached) and wants_source(disk, into):
                 wanted.append((disk.source, disk.format, disk.packed, f"disk[{index}].source"))
         if not wanted:
             return
@@ -150,6 +154,8 @@ class Machines:
             failpoint.hit("start.hooks")
             if self._settings.hooks:
                 hypervisor, reason = self._choose(spec)  # they may have changed what the machine needs
+            spec = self._mounted(spec, run, journal)
+            failpoint.hit("start.mounted")
             who = self._credentials(hypervisor, paths, run, journal)
             res, told = self._resources(spec, given, paths, run, who, ours, journal)
             res = replace(res, firmware=_firmware(spec, hypervisor, paths, ours))
@@ -227,6 +233,15 @@ class Machines:
         limit = self._settings.image_max_size_bytes
         return hook_run.run_preflights(self._settings.hooks, spec, note, ours, max_virtual_bytes=limit)
 
+    def _mounted(self, spec: MachineSpec, run: RunPaths, journal: Journal) -> MachineSpec:
+        """Mount what the machine needs of file servers; the same spec with its files beneath those mounts."""
+        roots = {}
+        for export in nfs.exports_of(spec):
+            roots[export.name] = self._layout.mounts(run.root) / export.name
+            journal.note("nfs.unmount", path=str(roots[export.name]), run_dir=str(run.root))
+            nfs.mount(export, roots[export.name])
+        return nfs.with_roots(spec, roots)
+
     def _groups(
         self, spec: MachineSpec, assigned: Assigned, hypervisor: Hypervisor, journal: Journal
     ) -> cgroup.MachineGroups:
@@ -277,7 +292,7 @@ class Machines:
 
         def keep(file: OpenFile | None) -> None:
             if file is not None:
-                ours.callback(os.close, file.fd)
+                ours.callback(far.close if file.remote else os.close, file.fd)
 
         disks: list[DiskAttachment] = []
         told: list[Notice] = []

@@ -190,6 +190,15 @@ class Layout:
         return self.data_dir / "cache"
 
     @property
+    def nfs(self) -> Path:
+        """What machines have mounted, apart from all that is ever removed as a tree: these are other people's files."""
+        return self.data_dir / "nfs"
+
+    def mounts(self, run_dir: Path) -> Path:
+        """Where one start of a machine has its mounts, by the name of its run directory."""
+        return self.nfs / run_dir.name
+
+    @property
     def cores(self) -> Path:
         """What the driver tells the device plugin and the command line about this host's cores."""
         return self.data_dir / "cores.json"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vmlib import cgroup, files, hook_run, living, process
 from vmlib.cores import service as cores
+from vmlib.disk import nfs
 from vmlib.disk.persistent import Holder, PersistentDisks
 from vmlib.errors import HostError
 from vmlib.journal import Journal
@@ -42,14 +43,21 @@ def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
         _expect_ended(RunPaths(Path(run_dir)))
         hook_run.run_postflight(hook, json.loads(state), machine=machine, machine_id=machine_id)
 
+    def unmount(path: str, run_dir: str) -> None:
+        if Path(path).parent.parent != layout.nfs:
+            raise HostError(f"{path} is not beneath {layout.nfs}")
+        _expect_ended(RunPaths(Path(run_dir)))
+        nfs.unmount(Path(path))
+
     return {
         "run_dir.remove": remove_run_dir,
         "uid.free": free_uid,
         "hook.postflight": hook_postflight,
+        "nfs.unmount": unmount,
         "disk.release": lambda directory, machine_id: persistent_disks(layout).release(Path(directory), machine_id),
         "cgroup.remove": lambda path: _remove_cgroup(Path(path)),
         "cores.free": lambda machine_id: cores.free(layout, machine_id),
-        "machine.end": lambda run_dir: end_run(RunPaths(Path(run_dir))),
+        "machine.end": lambda run_dir: end_run(RunPaths(Path(run_dir)), layout),
     }
 
 
@@ -79,27 +87,39 @@ def _expect_ended(run: RunPaths) -> None:
         raise HostError(f"{run.root} belongs to process {who.pid}, which still runs")
 
 
-def end_run(run: RunPaths) -> None:
+def end_run(run: RunPaths, layout: Layout) -> None:
     """End the VMM and the keeper of one start. Raises HostError when one of them survives SIGKILL."""
-    _kill(run.vmm)
+    _kill(run, layout)
     if not _keeper_gone(run, _KEEPER_S):
         if (kept := process.load_identity(run.keeper)) is not None:
             process.send_signal(kept, 9)
         if not _keeper_gone(run, _KILLED_S):
             raise HostError(f"the keeper of {run.root} does not end")
     # A keeper that was about to start the VMM may have done it in between.
-    _kill(run.vmm)
+    _kill(run, layout)
     for helper in run.helpers():  # of a keeper that was killed; what they have started goes with the cgroup
-        _kill(helper)
+        _kill_helper(helper)
 
 
-def _kill(identity_file: Path) -> None:
+def _kill(run: RunPaths, layout: Layout) -> None:
+    who = process.load_identity(run.vmm)
+    if who is not None and not kill_vmm(who, run, layout):
+        raise HostError(f"process {who.pid} survives SIGKILL")
+
+
+def _kill_helper(identity_file: Path) -> None:
     who = process.load_identity(identity_file)
     if who is None:
         return
     process.send_signal(who, 9)
     if not process.wait_gone(who, _KILLED_S):
         raise HostError(f"process {who.pid} survives SIGKILL")
+
+
+def kill_vmm(who: process.Identity, run: RunPaths, layout: Layout) -> bool:
+    """SIGKILL to the VMM of one start, which is freed from a file server that is silent. False when it lives on."""
+    process.send_signal(who, 9)
+    return nfs.free(layout.mounts(run.root), lambda wait_s: process.wait_gone(who, wait_s), timeout_s=_KILLED_S)
 
 
 def _keeper_gone(run: RunPaths, timeout_s: float) -> bool:

@@ -20,6 +20,8 @@ VIRTIOFSD_CURE = "install virtiofsd, which is in the package qemu-system-common 
 SWTPM_CURE = "install the package swtpm"
 _VERSION_TIMEOUT_S = 10.0
 
+_IO_URING_KERNEL = (5, 12)  # before it the rings are locked memory, of which a process without privileges has little
+
 _KVM_GET_API_VERSION = 0xAE00
 _KVM_CREATE_VM = 0xAE01
 _KVM_CREATE_VCPU = 0xAE41
@@ -170,6 +172,29 @@ def swtpm_program() -> Program:
     if found is None:
         return Program(path="swtpm", why_not=f"swtpm is not installed (looked in {TOOL_ENVIRONMENT['PATH']})")
     return Program(path=found)
+
+
+def io_uring_usable(*, disabled: Path = Path("/proc/sys/kernel/io_uring_disabled"), release: str = "") -> bool:
+    """Whether QEMU of this host, and its kernel, do I/O by io_uring for a process without privileges."""
+    version = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
+    if version is None or (int(version[1]), int(version[2])) < _IO_URING_KERNEL:
+        return False
+    with contextlib.suppress(OSError):
+        if disabled.read_text().strip() != "0":
+            return False
+    qemu_img = find_program("qemu-img")
+    return qemu_img is not None and _opens_by_io_uring(qemu_img)
+
+
+@functools.lru_cache(maxsize=2)
+def _opens_by_io_uring(qemu_img: str) -> bool:
+    """Tried with a file that is surely there: the program itself."""
+    options = f"driver=file,aio=io_uring,filename={qemu_img}"
+    try:
+        run_tool([qemu_img, "info", "--image-opts", options], timeout_s=_VERSION_TIMEOUT_S)
+    except HostError:  # built without it, or not allowed here
+        return False
+    return True
 
 
 def _words(exc: OSError) -> str:

@@ -48,7 +48,10 @@ def identify(pid: int) -> Identity | None:
 def alive(who: Identity) -> bool:
     """True while that very process runs. One that ended and waits for its parent counts as gone."""
     fields = stat_fields(who.pid)
-    return fields is not None and int(fields[19]) == who.start_time and fields[0] not in "ZX"
+    if fields is None or int(fields[19]) != who.start_time:
+        return False
+    # A leader that ended before its last thread did: that thread may still be at work on a disk.
+    return fields[0] not in "ZX" or int(fields[17]) > 1
 
 
 def send_signal(who: Identity, number: int) -> bool:

@@ -7,10 +7,14 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenFile:
-    """An open file that the VMM shall inherit. `path` is for messages only: the file is used by descriptor."""
+    """An open file that the VMM shall inherit. `path` is for messages only: the file is used by descriptor.
+
+    A `remote` one lies on a server that may stop answering: nothing but passing it on is safe.
+    """
 
     fd: int
     path: Path
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

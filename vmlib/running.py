@@ -154,7 +154,7 @@ class Machine:
                 case "terminate":
                     process.send_signal(self.vmm_identity, 15)
                 case "kill":
-                    process.send_signal(self.vmm_identity, 9)
+                    postflight.kill_vmm(self.vmm_identity, self.run, self.layout)
         except HypervisorError as exc:
             log.warning("stop step failed step=%r task=%s: %s", rung.step, self.id, exc)
 
@@ -210,7 +210,7 @@ def take_back(paths: MachinePaths, layout: Layout, machine_id: str) -> None:
     """Undo all of that very start, for a caller that holds the machine's lock. Raises HostError."""
     record = load_machine(paths.record)
     if record is not None and record.id != machine_id:
-        postflight.end_run(layout.run(machine_id))  # another start has the directory by now
+        postflight.end_run(layout.run(machine_id), layout)  # another start has the directory by now
     else:
         postflight.clear(paths, layout)
     keeper.reap()

@@ -16,14 +16,29 @@ NumaPolicy = Literal["strict", "prefer", "spread"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NfsExport:
+    """A directory of a file server that the operator lets machines reach."""
+
+    name: str
+    server: str  # a host name or an address
+    export: str
+    options: tuple[str, ...] = ()
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileRef:
-    """A file that a job named: `relative` is opened beneath `root`, and no link may lead out of it."""
+    """A file that a job named: `relative` is opened beneath `root`, and no link may lead out of it.
+
+    With `nfs` it lies on a server that may stop answering, and `root` is the place where the machine has that mounted.
+    """
 
     root: Path
     relative: str
+    nfs: NfsExport | None = None
 
     def __str__(self) -> str:
-        return str(self.root / self.relative)
+        return str(self.root / self.relative) if self.nfs is None else f"nfs://{self.nfs.name}/{self.relative}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

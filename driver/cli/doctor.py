@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from driver.cli.common import add_common, load_config, print_json, print_table
+from driver.cli.doctor_nfs import NfsFacts, nfs_lines
 from driver.config import PluginConfig
 from driver.core_health import Finding, core_findings
 from driver.node import hypervisor_settings, unprivileged_warning
@@ -14,6 +16,7 @@ from driver.partitions import reserved_cpus, shared_cpus
 from vmlib import cgroup, cpuset, probe
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.topology import Topology, read_topology
+from vmlib.disk import nfs_probe
 from vmlib.errors import HostError
 from vmlib.hooks import find_hook, split
 from vmlib.hypervisor.base import Hypervisor
@@ -65,6 +68,7 @@ def examine(config: PluginConfig) -> list[Check]:
         *_directories(config),
         *_networks(config),
         *_hooks(config),
+        *_nfs(config),
     ]
 
 
@@ -141,6 +145,16 @@ def _hooks(config: PluginConfig) -> list[Check]:
         except HostError as exc:
             checks.append(Check(f"hook {name}", "problem", f"{exc}; no machine starts without it", exc.hint))
     return checks
+
+
+def _nfs(config: PluginConfig) -> list[Check]:
+    facts = NfsFacts(
+        in_kernel=nfs_probe.kernel_has_nfs(),
+        client_id=nfs_probe.client_id(),
+        host_name=socket.gethostname(),
+        silence=nfs_probe.silence(config.nfs.values()),
+    )
+    return [Check(*line) for line in nfs_lines(config.nfs, facts)]
 
 
 def _privileges() -> Check:

@@ -176,6 +176,30 @@ read_tpm() {
     echo "tpm $version resets $((0x$resets))"
 }
 
+# A mebibyte again and again, on its way to the host's disk before it is told of.
+keep_writing() {
+    device=$(disk_of "$1")
+    n=0
+    while :; do
+        n=$((n + 1))
+        dd if=/dev/zero of="$device" bs=64k count=16 seek=$((n % 8 * 16)) conv=fsync 2>/dev/null &&
+            echo "wrote $1 $n" || echo "not wrote $1 $n"
+        usleep 100000
+    done
+}
+
+# The whole disk again and again, past the guest's own cache.
+keep_reading() {
+    device=$(disk_of "$1")
+    n=0
+    while :; do
+        n=$((n + 1))
+        echo 3 >/proc/sys/vm/drop_caches
+        dd if="$device" of=/dev/null bs=64k 2>/dev/null && echo "read $1 $n" || echo "not read $1 $n"
+        usleep 100000
+    done
+}
+
 variable=/efivars/ChvTest-5a1b0c42-8f1e-4a57-9c59-3d1f0e6a7b20
 
 # A variable of the firmware's: four bytes of attributes (kept, for boot and run time), then the value.
@@ -198,6 +222,8 @@ obey() {
     get=*) get "${1#*=}" ;;
     remount-rw=*) mount -o remount,rw "${1#*=}" 2>/dev/null && echo "remounted ${1#*=}" ;;
     tpm) read_tpm ;;
+    keep-writing=*) keep_writing "${1#*=}" & ;;
+    keep-reading=*) keep_reading "${1#*=}" & ;;
     write-var=*) write_variable "${1#*=}" ;;
     read-var) read_variable ;;
     sleep=*) sleep "${1#*=}" ;;

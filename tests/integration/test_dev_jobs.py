@@ -58,6 +58,8 @@ ENDS = {
 RUNS = {"service", "http", "uefi"}
 ON_AGENTS = {"persistent", "disks"}  # these too, but what they do is shown in tests/nomad
 
+NEED_A_SERVER = {"nfs-root", "nfs-data"}  # in tests/lab/test_nfs_agent.py
+
 
 def job_file(name: str) -> Path:
     return JOBS / f"{name}.nomad.hcl"
@@ -71,7 +73,7 @@ def console_lines(text: str) -> list[str]:
 def test_every_job_of_the_directory_is_tested_here() -> None:
     assert {
         path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")
-    } == ENDS.keys() | RUNS | FOR_AGENTS.keys() | ON_AGENTS
+    } == ENDS.keys() | RUNS | FOR_AGENTS.keys() | ON_AGENTS | NEED_A_SERVER
 
 
 @pytest.mark.parametrize("name", sorted(FOR_AGENTS))

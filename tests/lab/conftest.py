@@ -38,7 +38,9 @@ class KvmHost(Host):
     def machines(self) -> Machines:
         cores = CoreSettings(policy=lambda _: self.policy, reserved=frozenset)
         settings = HostSettings(layout=self.layout, vm_uids=UIDS["qemu"], cores=cores)
-        hypervisor = Qemu(binary=probe.qemu_program("qemu-system-x86_64").path, accel="kvm")
+        hypervisor = Qemu(
+            binary=probe.qemu_program("qemu-system-x86_64").path, accel="kvm", io_uring=probe.io_uring_usable()
+        )
         return Machines(settings, lambda _: (hypervisor, "by the test"), attach)
 
 

@@ -22,6 +22,14 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
     }
 
 
+def test_an_export_is_an_attribute_while_its_server_answers() -> None:
+    attributes = fingerprint(NodeFacts(nfs=(("vms", "rw"), ("isos", "ro")))).attributes
+    assert {key: value for key, value in attributes.items() if ".nfs." in key} == {
+        "driver.chv.nfs.vms": "rw",
+        "driver.chv.nfs.isos": "ro",
+    }
+
+
 def test_whole_cores_are_attributes_with_numbers() -> None:
     facts = CoreFacts(dedicated=4, free=3, largest_numa_block=2, mhz_floor=2600, smt=True)
     attributes = fingerprint(NodeFacts(cores=facts)).attributes

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from vmlib.disk import intake as intake_module
 from vmlib.disk.cache import ImageCache
-from vmlib.disk.hold import hold_image
 from vmlib.disk.intake import Intake, disk_checksum
 from vmlib.disk.root import prepare_root, wants_image
 from vmlib.errors import NoCapacityError, SpecError
+from vmlib.hold import hold_image
 from vmlib.resources import DiskAttachment
 from vmlib.spec import FileRef, Packing, RootDisk
 

@@ -159,6 +159,28 @@ def test_every_placeholder_has_its_descriptor() -> None:
     }  # fmt: skip
 
 
+REMOTE_BACKING = replace(OVERLAY_DISK, backing=replace(BACKING, remote=True))
+REMOTE_ROOT = replace(RAW_DISK, file=replace(ROOT, remote=True))
+
+
+@pytest.mark.parametrize(
+    ("io_uring", "disk", "node", "aio", "direct"),
+    [
+        (True, REMOTE_BACKING, "root-backing-file", "io_uring", False),
+        (True, REMOTE_BACKING, "root-file", "threads", False),  # the overlay lies on this host
+        (True, REMOTE_ROOT, "root-file", "io_uring", True),
+        (False, REMOTE_ROOT, "root-file", "threads", True),
+        (True, OVERLAY_DISK, "root-backing-file", "threads", False),
+    ],
+)
+def test_what_lies_on_a_file_server_is_used_so_that_sigkill_ends_it(
+    io_uring: bool, disk: DiskAttachment, node: str, aio: str, direct: bool
+) -> None:
+    launch = Qemu(binary="qemu", io_uring=io_uring).plan(SPEC, replace(RES, disks=(disk,)), reason="because")
+    nodes = {found["node-name"]: found for found in map(json.loads, value_of(launch, "-blockdev"))}
+    assert (nodes[node]["aio"], nodes[node]["cache"]["direct"]) == (aio, direct)
+
+
 def test_no_path_of_a_file_is_on_the_command_line() -> None:
     launch = plan(SPEC, replace(DIRECT, disks=(OVERLAY_DISK, SEED_DISK)))
     assert not [word for word in launch.argv if "/data" in word]

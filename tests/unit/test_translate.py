@@ -1,6 +1,7 @@
 """From a task of Nomad's to a MachineSpec: paths, ports, links, names and the seed."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from driver._pb import driver_pb2 as pb
 from driver.config import (
+    DiskConfig,
     InterfaceConfig,
     PluginConfig,
     TaskConfig,
@@ -22,7 +24,18 @@ from driver.decode import Complaints
 from driver.translate import default_hostname, derived_mac, lints, machine_name, machine_spec
 from vmlib.cores.topology import Core, NumaNode, Topology
 from vmlib.errors import SpecError
-from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec, MountSpec, NicSpec, PortForward, RootDisk, SeedSpec
+from vmlib.spec import (
+    CoresSpec,
+    DirectBoot,
+    FileRef,
+    MachineSpec,
+    MountSpec,
+    NfsExport,
+    NicSpec,
+    PortForward,
+    RootDisk,
+    SeedSpec,
+)
 
 ALLOC = "5f0e1c2a-1111-2222-3333-444455556666"
 ALLOC_DIR = Path("/var/nomad/alloc") / ALLOC
@@ -235,6 +248,46 @@ def test_firmware_of_elsewhere_is_refused() -> None:
     assert refused(TaskConfig(image="local/i.raw", firmware="/usr/share/x.fd")).startswith(
         "firmware = '/usr/share/x.fd': expected a path in local/, secrets/ or alloc/ of the task"
     )
+
+
+# -- file servers ----------------------------------------------------------------------------------------------------
+
+VMS = NfsExport(name="vms", server="10.0.0.5", export="/srv/vms")
+
+
+def with_nfs(*exports: NfsExport) -> PluginConfig:
+    return replace(a_plugin(), nfs={export.name: export for export in exports})
+
+
+@pytest.mark.parametrize(
+    ("path", "relative"), [("nfs://vms/a.raw", "a.raw"), ("nfs://vms//deep/./a.raw", "deep/a.raw")]
+)
+def test_a_path_on_a_file_server_is_told_by_the_operators_name_for_it(path: str, relative: str) -> None:
+    options = TaskConfig(
+        image=path, firmware=path, user_data=path, disks=(DiskConfig(name="d", format="raw", source=path),)
+    )
+    spec = spec_of(options, with_nfs(VMS))
+    expected = FileRef(root=Path("/"), relative=relative, nfs=VMS)
+    assert spec.root is not None
+    assert spec.seed is not None
+    assert [spec.root.image, spec.firmware, spec.seed.user_data_file, spec.disks[0].source] == [expected] * 4
+    booted = spec_of(TaskConfig(kernel=path, initrd=path), with_nfs(VMS)).boot
+    assert booted is not None
+    assert [booted.kernel, booted.initrd] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "plugin", "words"),
+    [
+        ("nfs://x/a.raw", with_nfs(VMS), "expected an nfs block of this node's plugin block, which are: vms"),
+        ("nfs://x/a.raw", with_nfs(), "expected an nfs block of this node's plugin block, of which there are none"),
+        ("nfs://vms/../a.raw", with_nfs(VMS), 'expected a path without ".."'),
+        ("nfs://vms/", with_nfs(VMS), "expected a file, as in nfs://NAME/path"),
+        ("nfs://vms", with_nfs(VMS), "expected a file, as in nfs://NAME/path"),
+    ],
+)
+def test_a_path_on_a_file_server_that_cannot_be_is_refused(path: str, plugin: PluginConfig, words: str) -> None:
+    assert refused(TaskConfig(kernel=path), plugin) == f"kernel = {path!r}: {words}"
 
 
 # -- paths -----------------------------------------------------------------------------------------------------------

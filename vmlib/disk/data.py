@@ -5,13 +5,12 @@ from pathlib import Path
 
 from vmlib.disk.copy import told
 from vmlib.disk.grow import make_empty, open_grown
-from vmlib.disk.hold import hold_image
-from vmlib.disk.image import check_image, in_words, whole_sectors
+from vmlib.disk.image import check_source, in_words, whole_sectors
 from vmlib.disk.intake import Intake
 from vmlib.disk.persistent import Holder, PersistentDisks
 from vmlib.disk.root import open_copy
 from vmlib.errors import SpecError
-from vmlib.files import open_ref
+from vmlib.remote import local_source, open_source
 from vmlib.resources import DiskAttachment, OpenFile
 from vmlib.spec import DiskSpec
 
@@ -71,23 +70,19 @@ def _base_in(into: Path, disk: DiskSpec) -> Path:
 def _open_readonly(disk: DiskSpec, what: str, base: Path, intake: Intake) -> OpenFile:
     assert disk.source is not None
     key = f"{what}.source"
-    in_place = not (disk.cached or disk.packed)
-    if in_place:
-        fd, path = open_ref(disk.source, key=key), disk.source.root / disk.source.relative
-    else:
+    if disk.cached or disk.packed:
         if not base.exists():
             intake.bring(disk.source, disk.format, disk.packed, base, key=key)
-        fd, path = os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), base
-    file = OpenFile(fd=fd, path=path)
+        source, path = local_source(os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)), base
+    else:
+        source, path = open_source(disk.source, key=key, hold="shared"), disk.source.root / disk.source.relative
     limit = intake.max_virtual_bytes
     try:
-        if in_place:
-            hold_image(fd, alone=False, what=f"{key} = {str(disk.source)!r}")
-        check_image(fd, declared=disk.format, key=key, path=disk.source, max_virtual_bytes=limit)
+        check_source(source, declared=disk.format, key=key, path=disk.source, max_virtual_bytes=limit)
     except BaseException:
-        os.close(fd)
+        source.close()
         raise
-    return file
+    return OpenFile(fd=source.fd, path=path, remote=source.remote)
 
 
 def _open_own(disk: DiskSpec, what: str, path: Path, intake: Intake) -> OpenFile:

@@ -50,7 +50,7 @@ def prepare_uefi(store: Path, find: Callable[[], Firmware]) -> FirmwareFiles:
 
 def open_firmware(ref: FileRef) -> FirmwareFiles:
     """Open the firmware that a job brought. It gets no variable store. Raises SpecError."""
-    fd = open_ref(ref, key="firmware")
+    fd = open_ref(ref, key="firmware", max_bytes=_MAX_FLASH_BYTES)
     try:
         _check(SpecError, f"firmware = {str(ref)!r}", fd)
     except BaseException:

@@ -9,10 +9,11 @@ import stat
 import struct
 from dataclasses import dataclass
 
+from vmlib import remote
 from vmlib.errors import SpecError
 from vmlib.spec import DiskFormat
 
-HEAD_BYTES = 64 * 1024  # how much of the file the check looks at
+HEAD_BYTES = remote.HEAD_BYTES  # how much of the file the check looks at
 SECTOR_BYTES = 512
 
 _QCOW2_MAGIC = b"QFI\xfb"
@@ -76,6 +77,14 @@ def check_image(fd: int, *, declared: DiskFormat, key: str, path: object, max_vi
     return inspect(head, status.st_size, declared=declared, what=what, max_virtual_bytes=max_virtual_bytes)
 
 
+def check_source(
+    source: remote.Source, *, declared: DiskFormat, key: str, path: object, max_virtual_bytes: int
+) -> ImageInfo:
+    """The same for one that was opened where it lies, which may be on a server."""
+    what = f"{key} = {str(path)!r}"
+    return inspect(source.head, source.size_bytes, declared=declared, what=what, max_virtual_bytes=max_virtual_bytes)
+
+
 def inspect(head: bytes, file_size_bytes: int, *, declared: DiskFormat, what: str, max_virtual_bytes: int) -> ImageInfo:
     """The check itself, on the first HEAD_BYTES of a file (all of it when it is shorter)."""
     if file_size_bytes == 0:
@@ -95,6 +104,11 @@ def inspect(head: bytes, file_size_bytes: int, *, declared: DiskFormat, what: st
     if declared == "qcow2":
         _check_tables(head, file_size_bytes, size, what)
     return ImageInfo(virtual_size_bytes=size)
+
+
+def most_bytes(max_virtual_bytes: int) -> int:
+    """How large the file of an image may be: a full qcow2 is a little larger than what it holds."""
+    return max_virtual_bytes + max_virtual_bytes // 64
 
 
 def header_says(head: bytes) -> str | None:

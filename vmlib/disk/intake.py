@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vmlib.disk.cache import ImageCache, Recipe
 from vmlib.disk.copy import Progress, clone_or_copy
-from vmlib.disk.image import check_image
+from vmlib.disk.image import check_image, most_bytes
 from vmlib.disk.unpack import UnpackLimits, expect_kind, unpack
 from vmlib.files import open_ref
 from vmlib.spec import DiskFormat, FileRef, Packing
@@ -40,7 +40,7 @@ class Intake:
         Raises SpecError, NoCapacityError, HostError.
         """
         what = f"{key} = {str(ref)!r}"
-        fd = open_ref(ref, key=key)
+        fd = open_ref(ref, key=key, max_bytes=most_bytes(self.max_virtual_bytes))
         try:
             if packed:
                 expect_kind(os.pread(fd, _PIECE_BYTES, 0), packed, what=what)
@@ -56,7 +56,7 @@ class Intake:
         The caller owns the descriptor. Raises as `bring`.
         """
         if not packed:
-            return open_ref(ref, key=key)
+            return open_ref(ref, key=key, max_bytes=most_bytes(self.max_virtual_bytes))
         self.bring(ref, format_, packed, beside, key=key)
         try:
             return os.open(beside, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from vmlib.disk.copy import clone_or_copy, made_beside, told
 from vmlib.disk.grow import grow_qcow2, make_empty, open_grown
-from vmlib.disk.hold import hold_image
-from vmlib.disk.image import ImageInfo, check_image, in_words, whole_sectors
+from vmlib.disk.image import ImageInfo, check_image, check_source, in_words, whole_sectors
 from vmlib.disk.intake import Intake
 from vmlib.errors import SpecError
-from vmlib.files import open_ref, write_atomic
+from vmlib.files import write_atomic
+from vmlib.hold import hold_image
+from vmlib.remote import Source, local_source, open_source
 from vmlib.resources import DiskAttachment, OpenFile
 from vmlib.spec import DiskFormat, FileRef, Packing, RootDisk
 
@@ -82,10 +83,10 @@ def wanted_size_bytes(
 
 def _prepare_overlay(root: RootDisk, path: Path, intake: Intake, qemu_img: str) -> DiskAttachment:
     max_virtual_bytes = intake.max_virtual_bytes
-    image_fd, image_path, identity = _open_below(root, path, intake)
+    image, image_path, identity = _open_below(root, path, intake)
     try:
-        info = check_image(
-            image_fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
+        info = check_source(
+            image, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
         )
         size = wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
         with told(f"root disk {path}"):
@@ -99,35 +100,29 @@ def _prepare_overlay(root: RootDisk, path: Path, intake: Intake, qemu_img: str) 
                 path, "qcow2", size, what="root disk", max_virtual_bytes=max_virtual_bytes, qemu_img=qemu_img
             )
     except BaseException:
-        os.close(image_fd)
+        image.close()
         raise
     return DiskAttachment(
         name="root",
         file=OpenFile(fd=fd, path=path),
         format="qcow2",
-        backing=OpenFile(fd=image_fd, path=image_path),
+        backing=OpenFile(fd=image.fd, path=image_path, remote=image.remote),
         backing_format=root.format,
     )
 
 
-def _open_below(root: RootDisk, overlay: Path, intake: Intake) -> tuple[int, Path, dict[str, int | str]]:
-    """The image below an overlay: its descriptor, its name, and what tells it from another one."""
+def _open_below(root: RootDisk, overlay: Path, intake: Intake) -> tuple[Source, Path, dict[str, int | str]]:
+    """The image below an overlay, its name, and what tells it from another one."""
     if not (root.cached or root.packed):
-        path = root.image.root / root.image.relative
-        fd = open_ref(root.image, key="image")
-        try:
-            hold_image(fd, alone=False, what=f"image = {str(root.image)!r}")
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd, path, _identity(fd)
+        image = open_source(root.image, key="image", hold="shared")
+        return image, root.image.root / root.image.relative, _identity(image)
     base = _base_in(overlay.parent, root)
     if wants_image(root, overlay.parent):
         name = intake.bring(root.image, root.format, root.packed, base, key="image")
     else:
         # Nobody writes to it, so the machine stands on its own feet, whatever has become of the job's file.
         name = str(_noted(overlay).get("cached", ""))
-    return os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), base, {"cached": name}
+    return local_source(os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)), base, {"cached": name}
 
 
 def _prepare_copy(root: RootDisk, path: Path, intake: Intake, qemu_img: str) -> DiskAttachment:
@@ -148,25 +143,31 @@ def _prepare_copy(root: RootDisk, path: Path, intake: Intake, qemu_img: str) -> 
 
 def _prepare_direct(root: RootDisk, max_virtual_bytes: int, qemu_img: str) -> DiskAttachment:
     what = f"image = {str(root.image)!r}"
-    fd = open_ref(root.image, key="image", writable=True)
+    image = open_source(root.image, key="image", write=True, hold="alone")
     try:
         # We may write to everything. Whether jobs may is for the file's owner to say.
-        if not os.fstat(fd).st_mode & _WRITE_BITS:
-            raise SpecError(f"{what}: nobody may write to it (mode {os.fstat(fd).st_mode & 0o777:04o})")
-        hold_image(fd, alone=True, what=what)
-        info = check_image(fd, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes)
+        if not image.mode & _WRITE_BITS:
+            raise SpecError(f"{what}: nobody may write to it (mode {image.mode & 0o777:04o})")
+        info = check_source(
+            image, declared=root.format, key="image", path=root.image, max_virtual_bytes=max_virtual_bytes
+        )
         size = wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
         if size > info.virtual_size_bytes:
             with told(what):
                 if root.format == "raw":
-                    os.ftruncate(fd, size)
+                    image.resize(size, root.image, key="image")
+                elif image.remote:
+                    raise SpecError(
+                        f"root_size = {in_words(size)}: a qcow2 image on a file server is not grown where it lies,"
+                        f" expected at most its own {in_words(info.virtual_size_bytes)}"
+                    )
                 else:
-                    grow_qcow2(Path(f"/proc/self/fd/{fd}"), size, qemu_img, pass_fds=(fd,))
+                    grow_qcow2(Path(f"/proc/self/fd/{image.fd}"), size, qemu_img, pass_fds=(image.fd,))
     except BaseException:
-        os.close(fd)
+        image.close()
         raise
-    path = root.image.root / root.image.relative
-    return DiskAttachment(name="root", file=OpenFile(fd=fd, path=path), format=root.format)
+    file = OpenFile(fd=image.fd, path=root.image.root / root.image.relative, remote=image.remote)
+    return DiskAttachment(name="root", file=file, format=root.format)
 
 
 def open_copy(
@@ -212,10 +213,9 @@ def _note_of(path: Path) -> Path:
     return path.with_suffix(".image.json")
 
 
-def _identity(image_fd: int) -> dict[str, int | str]:
+def _identity(image: Source) -> dict[str, int | str]:
     """What changes with the content of a file. No device number: it may differ after a reboot of the host."""
-    status = os.fstat(image_fd)
-    return {"inode": status.st_ino, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {"inode": image.inode, "size_bytes": image.size_bytes, "mtime_ns": image.mtime_ns}
 
 
 def _noted(path: Path) -> dict[str, object]:

@@ -86,7 +86,7 @@ def with_user_data(spec: SeedSpec) -> SeedSpec:
 
 def load_user_data(ref: FileRef) -> bytes:
     """Read the file that `user_data` names. Raises SpecError when it cannot be read or is too large."""
-    fd = open_ref(ref, key="user_data")
+    fd = open_ref(ref, key="user_data", max_bytes=MAX_FILE_BYTES)
     with open(fd, "rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
         size = os.fstat(fd).st_size

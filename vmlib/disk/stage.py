@@ -52,7 +52,7 @@ def stage_boot(boot: DirectBoot, into: Path, owner_uid: int, owner_gid: int) -> 
 
 
 def _stage(kind: _Kind, ref: FileRef, into: Path, uid: int, gid: int) -> OpenFile:
-    source_fd = open_ref(ref, key=kind.key)
+    source_fd = open_ref(ref, key=kind.key, max_bytes=kind.max_bytes)
     try:
         _check(kind, ref, source_fd)
         target, note = into / kind.key, into / f"{kind.key}.json"

@@ -22,13 +22,14 @@ class Qemu:
     accel: Accel = "tcg"
     version: str = ""
     name: str = "qemu"
+    io_uring: bool = False  # it can do the I/O of disks with that, and the kernel lets it
     root: Path = Path("/")  # of the host's filesystem
     capabilities: Capabilities = field(
         default=Capabilities(user_nic=True, firmware_boot=True, uefi=True, shares=True, tpm=True)
     )
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
-        command = command_line(spec, res, binary=self.binary, accel=self.accel)
+        command = command_line(spec, res, binary=self.binary, accel=self.accel, io_uring=self.io_uring)
         return LaunchPlan(
             hypervisor=self.name,
             reason=reason,

@@ -64,8 +64,13 @@ class CommandLine:
     files: dict[str, int]
 
 
-def command_line(spec: MachineSpec, res: Resources, *, binary: str, accel: Accel) -> CommandLine:
-    """The whole command line. Raises SpecError for values that QEMU would not take as they are meant."""
+def command_line(
+    spec: MachineSpec, res: Resources, *, binary: str, accel: Accel, io_uring: bool = False
+) -> CommandLine:
+    """The whole command line. Raises SpecError for values that QEMU would not take as they are meant.
+
+    With `io_uring` disks on file servers are used by that: the only way of I/O that SIGKILL ends when one is silent.
+    """
     _check(spec, res)
     return CommandLine(
         argv=(
@@ -77,7 +82,7 @@ def command_line(spec: MachineSpec, res: Resources, *, binary: str, accel: Accel
             *_channel_args(),
             *_boot_args(res.boot),
             *_flash_args(res.firmware),
-            *_disks_args(res.disks),
+            *_disks_args(res.disks, "io_uring" if io_uring else "threads"),
             *(word for index, share in enumerate(res.shares) for word in _share_args(index, share)),
             *_tpm_args(res.tpm),
             *(word for index, nic in enumerate(res.nics) for word in _nic_args(index, nic)),
@@ -278,20 +283,20 @@ def _file_name(disk: str, *more: str) -> str:
     return ".".join(["disk", disk, *more])
 
 
-def _disks_args(disks: tuple[DiskAttachment, ...]) -> list[str]:
+def _disks_args(disks: tuple[DiskAttachment, ...], remote_aio: str) -> list[str]:
     """Each file becomes a descriptor set of its own, which block nodes open as /dev/fdset/N."""
     sets = {name: number for number, (name, _) in enumerate(_disk_files(disks), start=1)}
     args = []
     for name, number in sets.items():
         args += ["-add-fd", option("", ("fd", inherited(name)), ("set", str(number)), ("opaque", name))]
     for index, disk in enumerate(disks):
-        for node in _block_nodes(disk, sets):
+        for node in _block_nodes(disk, sets, remote_aio):
             args += ["-blockdev", json_option(node)]
         args += ["-device", _disk_device(index, disk)]
     return args
 
 
-def _block_nodes(disk: DiskAttachment, sets: dict[str, int]) -> Iterator[dict[str, object]]:
+def _block_nodes(disk: DiskAttachment, sets: dict[str, int], remote_aio: str) -> Iterator[dict[str, object]]:
     """The whole graph of one disk from the bottom up: QEMU guesses no format and follows no name inside an image."""
     backing = None
     if disk.backing is not None:
@@ -299,13 +304,22 @@ def _block_nodes(disk: DiskAttachment, sets: dict[str, int]) -> Iterator[dict[st
             raise SpecError(f"disk {disk.name!r}: only qcow2 has a backing image, and the format of that must be known")
         backing = f"{disk.name}-backing"
         number = sets[_file_name(disk.name, "backing")]
-        yield _file_node(f"{backing}-file", number, readonly=True)
+        yield _disk_node(f"{backing}-file", number, disk.backing, remote_aio, readonly=True)
         yield _format_node(backing, disk.backing_format, readonly=True, backing=None)
+    number = sets[_file_name(disk.name)]
     yield {
-        **_file_node(f"{disk.name}-file", sets[_file_name(disk.name)], readonly=disk.readonly),
+        **_disk_node(f"{disk.name}-file", number, disk.file, remote_aio, readonly=disk.readonly),
         "driver": "host_device" if disk.block_device else "file",
     }
     yield _format_node(disk.name, disk.format, readonly=disk.readonly, backing=backing)
+
+
+def _disk_node(node: str, number: int, file: OpenFile, remote_aio: str, *, readonly: bool) -> dict[str, object]:
+    found = _file_node(node, number, readonly=readonly)
+    if file.remote:
+        # Written past the page cache: what lies there when the server falls silent holds whoever closes the file.
+        found |= {"aio": remote_aio, "cache": {"direct": not readonly, "no-flush": False}}
+    return found
 
 
 def _file_node(node: str, number: int, *, readonly: bool) -> dict[str, object]:

@@ -30,6 +30,7 @@ class Facts:
     why_no_kvm: str
     qemu: probe.Program
     fake: bool  # CHV_ENABLE_FAKE=1
+    io_uring: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ def probe_offers(settings: HypervisorSettings) -> Offer:
         why_no_kvm=why_no_kvm,
         qemu=probe.qemu_program(settings.qemu_binary),
         fake=os.environ.get("CHV_ENABLE_FAKE") == "1",
+        io_uring=probe.io_uring_usable(),
     )
     return Offer(settings=settings, candidates=candidates(settings, facts))
 
@@ -103,7 +105,12 @@ def _qemu(settings: HypervisorSettings, facts: Facts) -> Candidate:
             accel, why = "tcg", "accel = 'tcg' in the plugin config"
         case _:
             accel, why = ("kvm", "") if facts.kvm else ("tcg", no_kvm)
-    qemu = Qemu(binary=facts.qemu.path, accel="kvm" if accel == "kvm" else "tcg", version=facts.qemu.version)
+    qemu = Qemu(
+        binary=facts.qemu.path,
+        accel="kvm" if accel == "kvm" else "tcg",
+        version=facts.qemu.version,
+        io_uring=facts.io_uring,
+    )
     return Candidate(name="qemu", hypervisor=qemu, why=why)
 
 
