@@ -14,7 +14,19 @@ from pathlib import Path
 
 from tests import needs
 from tests import setup as machine_setup
-from tests.bench import cold_start, executor, exits, full_node, measure, migrations, placement, recover, start, submit
+from tests.bench import (
+    cold_start,
+    disks,
+    executor,
+    exits,
+    full_node,
+    measure,
+    migrations,
+    placement,
+    recover,
+    start,
+    submit,
+)
 from tests.bench.measure import Line, Settings
 from tests.guest import build
 
@@ -28,6 +40,10 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Line]]] = {
     "full-node": full_node.run,
     "memory": executor.run,
     "submit": submit.run,
+    "root-disk": disks.run,
+    "reflink": disks.run_reflink,
+    "starts": disks.run_starts,
+    "seed": disks.run_seed,
     "placement": placement.run,
     "migrations": migrations.run,
 }
