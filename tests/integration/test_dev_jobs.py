@@ -36,6 +36,7 @@ ENDS = {
     "hello": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
     "cores": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
     "sleep": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
+    "share": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line="got /secrets/key s3cret"),
     "exit-code": Life(
         result=ExitResult(exit_code=3),
         events=["Terminated: Exit Code: 3", "Not Restarting: Policy allows no restarts"],
@@ -55,7 +56,10 @@ ENDS = {
     ),
 }
 RUNS = {"service", "http", "uefi"}
-NEED_AN_AGENT = {"tokens": "block device in resources: not supported by chv dev"}
+NEED_AN_AGENT = {
+    "tokens": "block device in resources: not supported by chv dev",
+    "host-volume": "block volume in group: not supported by chv dev",
+}
 
 
 def job_file(name: str) -> Path:
