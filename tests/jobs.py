@@ -4,4 +4,5 @@
 FOR_AGENTS = {
     "tokens": "block device in resources: not supported by chv dev",
     "count": "count = 3: chv dev runs one",
+    "host-volume": "block volume in group: not supported by chv dev",
 }

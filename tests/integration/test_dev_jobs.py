@@ -37,6 +37,7 @@ ENDS = {
     "hello": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
     "cores": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
     "sleep": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line=READY),
+    "share": Life(result=ExitResult(), events=["Terminated: Exit Code: 0"], last_line="got /secrets/key s3cret"),
     "exit-code": Life(
         result=ExitResult(exit_code=3),
         events=["Terminated: Exit Code: 3", "Not Restarting: Policy allows no restarts"],

@@ -14,6 +14,7 @@ JOBS = Path(__file__).parents[2] / "nomad-jobs"
 ENDS = {
     "cores": ("complete", "Exit Code: 0"),
     "hello": ("complete", "Exit Code: 0"),
+    "share": ("complete", "Exit Code: 0"),
     "sleep": ("complete", "Exit Code: 0"),
     "exit-code": ("failed", "Exit Code: 3"),
     "restart": ("failed", "Exit Code: 1"),
@@ -21,6 +22,7 @@ ENDS = {
 RUNS = {"service", "http"}
 DISKS = {"persistent", "disks", "count"}  # in test_disks.py
 FIRMWARE = {"uefi"}  # in test_firmware.py
+VOLUMES = {"host-volume"}  # for an agent that has some: in test_volumes.py
 TOKENS = {"tokens"}  # for a node with dedicated cores: in test_cores_device.py
 NFS = {"nfs-root", "nfs-data"}  # for a node with a file server: in tests/lab/test_nfs_agent.py
 CORES = {"cores": "cores: vCPU 0 on "}
@@ -38,7 +40,7 @@ def task_of(name: str) -> str:
 
 def test_every_job_of_the_directory_is_tested_here() -> None:
     names = {path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")}
-    assert names == ENDS.keys() | RUNS | TOKENS | DISKS | FIRMWARE | NFS
+    assert names == ENDS.keys() | RUNS | TOKENS | DISKS | FIRMWARE | NFS | VOLUMES
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))

@@ -1,0 +1,29 @@
+# The task's own directories in the guest, by virtiofs: local, secrets and alloc. This guest mounts them by their tags;
+# one with cloud-init finds them at /local, /secrets and /alloc by itself. See docs/task.md.
+job "share" {
+  type = "batch"
+
+  group "share" {
+    restart {
+      attempts = 0
+    }
+
+    task "share" {
+      driver       = "chv"
+      kill_timeout = "30s"
+
+      config {
+        kernel    = "${meta.chv_guest}/vmlinuz"
+        initrd    = "${meta.chv_guest}/initrd.img"
+        cmdline   = "console=ttyS0 quiet panic=-1 mount=local:/local mount=secrets:/secrets mount=alloc:/alloc put=/local/greeting:hello put=/secrets/key:s3cret put=/alloc/data/result:42 get=/secrets/key poweroff"
+        placement = "shared"
+        share     = ["local", "secrets", "alloc"]
+      }
+
+      resources {
+        cpu    = 100
+        memory = 128
+      }
+    }
+  }
+}
