@@ -69,15 +69,15 @@ class DiskSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSpec:
-    """Content of the NoCloud seed disk."""
+    """Content of the NoCloud seed disk. What may be a secret is not shown by repr, so that no log can hold it."""
 
     instance_id: str
     hostname: str
-    ssh_authorized_keys: tuple[str, ...] = ()
-    user_data: bytes | None = None  # byte for byte as the user gave it
+    ssh_authorized_keys: tuple[str, ...] = field(default=(), repr=False)
+    user_data: bytes | None = field(default=None, repr=False)  # byte for byte as the user gave it
     user_data_file: FileRef | None = None  # or the file that holds it, read when the seed is made
-    network_config: bytes | None = None
-    environment: dict[str, str] = field(default_factory=dict)  # nomad.env on the seed
+    network_config: bytes | None = field(default=None, repr=False)
+    environment: dict[str, str] = field(default_factory=dict, repr=False)  # nomad.env on the seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pycdlib
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from vmlib.disk.seed import seed_files, write_seed
+from vmlib.disk.seed import MAX_FILE_BYTES, seed_files, write_seed
 from vmlib.spec import NicSpec, SeedSpec
 
 SPEC = SeedSpec(
@@ -20,7 +22,9 @@ SPEC = SeedSpec(
     user_data=b"#!/bin/sh\n\xff\x00binary" + b"x" * 300_000,
     environment={"NOMAD_PORT_http": "8080"},
 )
-FILES = seed_files(SPEC, [NicSpec(network="nat", mode="user", mac="52:54:00:12:34:56")])
+FILES = seed_files(
+    SPEC, [NicSpec(network="nat", mode="user", mac="52:54:00:12:34:56")], vendor_config={"bootcmd": [["true"]]}
+)
 
 
 def write(path: Path) -> bytes:
@@ -30,21 +34,51 @@ def write(path: Path) -> bytes:
         return file.read()
 
 
-@pytest.mark.parametrize("names", ["rr_path", "joliet_path"])
-def test_every_file_is_read_back_under_its_name(tmp_path: Path, names: str) -> None:
-    write(tmp_path / "seed.iso")
+def read_back(path: Path, names: str) -> dict[str, bytes]:
+    """All files of the image, by the names of Rock Ridge or of Joliet."""
     image = pycdlib.PyCdlib()
-    image.open(str(tmp_path / "seed.iso"))
+    image.open(str(path))
     try:
         assert image.pvd.volume_identifier.rstrip(b" ") == b"cidata"
         found = {}
-        for name in FILES:
-            out = io.BytesIO()
-            image.get_file_from_iso_fp(out, **{names: "/" + name})
-            found[name] = out.getvalue()
-        assert found == FILES
+        for _, _, members in image.walk(**{names: "/"}):
+            for name in members:
+                out = io.BytesIO()
+                image.get_file_from_iso_fp(out, **{names: "/" + name})
+                found[name] = out.getvalue()
+        return found
     finally:
         image.close()
+
+
+@pytest.mark.parametrize("names", ["rr_path", "joliet_path"])
+def test_every_file_is_read_back_under_its_name(tmp_path: Path, names: str) -> None:
+    write(tmp_path / "seed.iso")
+    assert sorted(FILES) == ["meta-data", "network-config", "nomad.env", "user-data", "vendor-data"]
+    assert read_back(tmp_path / "seed.iso", names) == FILES
+
+
+# Around one sector and around a full directory entry; the content is anything.
+CONTENT = st.one_of(
+    st.binary(max_size=5000),
+    st.integers(0, 70_000).map(lambda size: bytes(index * 31 & 0xFF for index in range(size))),
+    st.sampled_from([0, 1, 2047, 2048, 2049, MAX_FILE_BYTES]).map(lambda size: b"\xff" * size),
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(user_data=CONTENT, network_config=st.none() | CONTENT)
+def test_any_user_data_comes_back_byte_for_byte_and_the_same_input_gives_the_same_image(
+    tmp_path: Path, user_data: bytes, network_config: bytes | None
+) -> None:
+    spec = SeedSpec(instance_id="i", hostname="h", user_data=user_data, network_config=network_config)
+    first, again = tmp_path / "first.iso", tmp_path / "again.iso"
+    for path in (first, again):
+        os.close(write_seed(path, seed_files(spec)).file.fd)
+    found = read_back(first, "rr_path")
+    assert found["user-data"] == user_data
+    assert found.get("network-config") == network_config
+    assert first.read_bytes() == again.read_bytes()
 
 
 def test_the_kernel_and_blkid_see_the_label(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The files of the seed disk, compared whole."""
 
+import email
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -62,6 +64,47 @@ def test_metadata_is_json_without_what_yaml_takes_for_a_line_break(comment: str)
     assert json.loads(text)["public-keys"] == [comment]
     assert not re.search("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", text)
     assert not re.search(r"\\ud[89a-f]", text)
+
+
+CONFIG = {"mounts": [["loc\u00e4l", "/local", "virtiofs", "nofail"]], "bootcmd": [["echo", "\U0001f600"]]}
+
+
+def test_vendor_data_is_a_mime_part_of_cloud_config_with_a_json_body() -> None:
+    files = seed_files(SeedSpec(instance_id="i", hostname="h", user_data=b"#!/bin/sh\n"), vendor_config=CONFIG)
+    message = email.message_from_bytes(files["vendor-data"])
+    assert not message.defects
+    assert message.get_content_type() == "multipart/mixed"
+    _, part = message.walk()
+    assert part.get_content_type() == "text/cloud-config"
+    body = part.get_payload(decode=True)
+    assert isinstance(body, bytes)
+    head, _, rest = body.partition(b"\n")
+    assert head == b"#cloud-config"
+    assert json.loads(rest) == CONFIG
+    assert files["user-data"] == b"#!/bin/sh\n"
+
+
+@pytest.mark.parametrize("kind", ["linux", "windows"])
+def test_there_is_no_vendor_data_where_nothing_is_wanted_or_nobody_reads_it(kind: Literal["linux", "windows"]) -> None:
+    spec = SeedSpec(instance_id="i", hostname="h", ssh_authorized_keys=KEYS)
+    nics = [NicSpec(network="a", mode="user", mac="52:54:00:12:34:56")]
+    nothing = seed_files(spec, nics)
+    assert sorted(nothing) == ["meta-data", "network-config", "user-data"]
+    assert seed_files(spec, nics, vendor_config={}, guest_os=kind) == nothing
+    assert seed_files(spec, nics, vendor_config=CONFIG, guest_os="windows") == nothing
+
+
+def test_a_seed_shows_no_secrets_when_it_is_printed() -> None:
+    secret = "hunter2"
+    spec = SeedSpec(
+        instance_id="i",
+        hostname="h",
+        ssh_authorized_keys=(secret,),
+        user_data=secret.encode(),
+        network_config=secret.encode(),
+        environment={"A": secret},
+    )
+    assert secret not in f"{spec} {spec!r}"
 
 
 def test_environment_file_is_sorted_and_quoted() -> None:

@@ -89,6 +89,18 @@ def test_a_kernel_alone_makes_a_machine_without_disk_seed_or_link() -> None:
     )
 
 
+def test_every_start_of_an_alloc_is_the_same_instance_at_the_same_addresses() -> None:
+    options = TaskConfig(kernel="local/vmlinuz", hostname="web-1", network_interfaces=(InterfaceConfig(network="u"),))
+    first = spec_of(options, a_plugin("u"))
+    again = spec_of(options, a_plugin("u"), id=f"{ALLOC}/vm/another-start")
+    other = spec_of(options, a_plugin("u"), alloc_id=ALLOC.replace("5", "6"))
+    assert (again.seed, again.nics) == (first.seed, first.nics)
+    assert first.seed is not None
+    assert other.seed is not None
+    assert other.seed.instance_id != first.seed.instance_id
+    assert other.nics[0].mac != first.nics[0].mac
+
+
 def test_everything_a_job_may_say_reaches_the_machine() -> None:
     options = TaskConfig(
         image="/srv/images/debian.qcow2",

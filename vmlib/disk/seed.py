@@ -1,8 +1,11 @@
 """The NoCloud seed disk: its files as a pure function of what was asked for, and the ISO image that carries them.
 
-Leaves vendor-data free: it is for what chv itself wants to run in the guest.
+user-data and a given network-config are the user's, byte for byte; vendor-data is ours. cloud-init reads all of it,
+cloudbase-init on Windows everything but vendor-data.
 """
 
+import base64
+import hashlib
 import io
 import json
 import os
@@ -11,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vmlib.disk.copy import told
 from vmlib.errors import SpecError
@@ -20,6 +23,8 @@ from vmlib.resources import DiskAttachment, OpenFile
 from vmlib.spec import FileRef, NicSpec, SeedSpec
 
 MAX_FILE_BYTES = 1 << 20
+
+GuestOs = Literal["linux", "windows"]
 
 _LABEL = "cidata"
 # One fixed moment on everything in the image: the same input must give the same bytes.
@@ -32,6 +37,7 @@ _MODIFICATION_DATE_AT = 830  # in a primary or supplementary volume descriptor
 _KEY_OF_FILE = {
     "meta-data": "ssh_authorized_keys",
     "user-data": "user_data",
+    "vendor-data": "vendor_config",
     "network-config": "network_config",
     "nomad.env": "env",
 }
@@ -42,8 +48,17 @@ _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPECIAL_IN_QUOTES = re.compile(r'[\\"$`]')
 
 
-def seed_files(spec: SeedSpec, nics: Sequence[NicSpec] = ()) -> dict[str, bytes]:
-    """The files of the seed, by name. Raises SpecError when one is too large."""
+def seed_files(
+    spec: SeedSpec,
+    nics: Sequence[NicSpec] = (),
+    *,
+    vendor_config: Mapping[str, object] | None = None,
+    guest_os: GuestOs = "linux",
+) -> dict[str, bytes]:
+    """The files of the seed, by name. Raises SpecError when one is too large.
+
+    `vendor_config` is what we want of cloud-init, as its cloud-config has it; user-data overrides it key by key.
+    """
     files = {
         "meta-data": _meta_data(spec),
         "user-data": spec.user_data or b"",  # must exist, may be empty
@@ -52,6 +67,8 @@ def seed_files(spec: SeedSpec, nics: Sequence[NicSpec] = ()) -> dict[str, bytes]
         files["network-config"] = spec.network_config
     elif nics:
         files["network-config"] = _network_config(nics)
+    if vendor_config and guest_os != "windows":
+        files["vendor-data"] = _vendor_data([("cloud-config", b"#cloud-config\n" + _json(vendor_config))])
     if spec.environment:
         files["nomad.env"] = _environment_file(spec.environment)
     for name, data in files.items():
@@ -94,12 +111,13 @@ def _meta_data(spec: SeedSpec) -> bytes:
     if spec.ssh_authorized_keys:
         # Here and not as ssh_authorized_keys in vendor-data: a list of that name in user-data replaces the vendor's,
         # and vendor-data can be switched off, while keys of the metadata are added to whatever the user has. It is
-        # also the one place where cloudbase-init looks on Windows.
+        # also the one place where cloudbase-init looks on Windows, for a list since 1.1.5.
         data["public-keys"] = list(spec.ssh_authorized_keys)
     return _json(data)
 
 
 def _network_config(nics: Sequence[NicSpec]) -> bytes:
+    # Version 2 for all: cloudbase-init reads it since 1.1.7, and an older one leaves Windows to DHCP.
     # `set-name` always: without it the name depends on the guest's kernel and udev. netN and not ethN, because the
     # kernel may be giving out an ethN name at the moment of the renaming.
     # A MAC is a JSON string, so it is quoted: 52:54:00:12:34:56 without quotes is one base-60 integer in YAML 1.1.
@@ -116,6 +134,23 @@ def _network_config(nics: Sequence[NicSpec]) -> bytes:
             },
         }
     )
+
+
+def _vendor_data(parts: Sequence[tuple[str, bytes]]) -> bytes:
+    """A MIME message of parts, each with the kind that cloud-init knows it by (`text/KIND`)."""
+    # base64, because cloud-init spoils what is not ASCII when it decodes a part of eight bits. The boundary has a
+    # character that base64 has not.
+    boundary = "_" + hashlib.sha256(b"\0".join(body for _, body in parts)).hexdigest()[:32]
+    lines = [f'Content-Type: multipart/mixed; boundary="{boundary}"', "MIME-Version: 1.0", ""]
+    for kind, body in parts:
+        lines += [
+            f"--{boundary}",
+            f'Content-Type: text/{kind}; charset="utf-8"',
+            "Content-Transfer-Encoding: base64",
+            "",
+        ]
+        lines += base64.encodebytes(body).decode().splitlines()
+    return "\n".join([*lines, f"--{boundary}--", ""]).encode()
 
 
 def _environment_file(environment: Mapping[str, str]) -> bytes:
