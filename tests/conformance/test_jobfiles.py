@@ -14,7 +14,7 @@ from tests.conformance.encoder import Encoder
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "nomad-jobs").rglob("*.nomad.hcl"))
 # With blocks that the embedded host refuses.
-FOR_AGENTS = {"tokens.nomad.hcl"}
+FOR_AGENTS = {"cloud-image.nomad.hcl", "tokens.nomad.hcl"}
 _REFERENCE = re.compile(r"(?<!\$)\$\{([A-Za-z_][\w.-]*)\}")
 
 

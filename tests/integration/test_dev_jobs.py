@@ -55,7 +55,10 @@ ENDS = {
     ),
 }
 RUNS = {"service", "http", "uefi"}
-NEED_AN_AGENT = {"tokens": "block device in resources: not supported by chv dev"}
+NEED_AN_AGENT = {
+    "cloud-image": "block template in task: not supported by chv dev",
+    "tokens": "block device in resources: not supported by chv dev",
+}
 
 
 def job_file(name: str) -> Path:

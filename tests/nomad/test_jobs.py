@@ -21,6 +21,7 @@ ENDS = {
 RUNS = {"service", "http"}
 DISKS = {"persistent"}  # what they do depends on an earlier run: in test_disks.py
 FIRMWARE = {"uefi"}  # in test_firmware.py
+CLOUD_IMAGE = {"cloud-image"}  # in test_cloud_image.py
 TOKENS = {"tokens"}  # for a node with dedicated cores: in test_cores_device.py
 CORES = {"cores": "cores: vCPU 0 on "}
 
@@ -37,7 +38,7 @@ def task_of(name: str) -> str:
 
 def test_every_job_of_the_directory_is_tested_here() -> None:
     names = {path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")}
-    assert names == ENDS.keys() | RUNS | TOKENS | DISKS | FIRMWARE
+    assert names == ENDS.keys() | RUNS | TOKENS | DISKS | FIRMWARE | CLOUD_IMAGE
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
