@@ -7,7 +7,7 @@ SETUP = $(PYTHON) tests/setup.py
 PY = .cache/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types bench proto guest lab test-lab clean python
+.PHONY: help run test lint types bench proto guest cloud lab test-lab clean python
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ run: python ## boot the hello job: on a real Nomad agent when there is one, else
 	@$(PY) tests/run_demo.py
 
 test: python ## all tests that can run here (CHV_TEST_REQUIRE=qemu,go,nomad,lab makes a missing one a failure)
-	@$(SETUP) --lenient venv qemu go guest lab
+	@$(SETUP) --lenient venv qemu go guest cloud lab
 	@$(PY) -m pytest --junitxml=.cache/junit.xml $(ARGS)
 
 lint: python types ## formatting, lint rules, types, who imports whom, driver/_pb against proto/
@@ -40,6 +40,9 @@ proto: python ## make driver/_pb from proto/
 
 guest: python ## build the test guest
 	@$(SETUP) qemu guest
+
+cloud: python ## build the Debian cloud image that tests boot
+	@$(SETUP) qemu cloud
 
 lab: python ## boot the lab node (cgroup v2, NUMA, SMT, KVM) and run COMMAND in a copy of this checkout
 	@$(SETUP) venv qemu guest lab

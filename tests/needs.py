@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from tests import setup as machine_setup
+from tests.guest import cloud
 from tests.lab import image
 from vmlib import probe
 from vmlib.errors import HostError
@@ -84,6 +86,13 @@ def _swtpm() -> str:
     return probe.swtpm_program().why_not
 
 
+def _cloud_image() -> str:
+    """Not built by whoever wants to boot it: that takes a minute or two, and root."""
+    if cloud.is_current(machine_setup.cache_dir()):
+        return ""
+    return f"no Debian image of this version in {machine_setup.cache_dir()}: `python3 tests/setup.py cloud` builds one"
+
+
 def _go() -> str:
     return "" if find_go() else "no go on PATH and none beside this Python"
 
@@ -134,6 +143,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "uefi": _uefi,
     "virtiofsd": _virtiofsd,
     "swtpm": _swtpm,
+    "cloud-image": _cloud_image,
     "go": _go,
     "nomad": _nomad,
     "root": _root,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sets up what `make` needs on a fresh machine: Python packages, QEMU, Go, test guest, lab node. Standard library only.
+"""Sets up what `make` needs on a fresh machine: Python packages, QEMU, Go, guests, lab node. Standard library only.
 
 What is there already costs nothing. `$CHV_CACHE` may be shared by several checkouts and holds only other people's
 packages; the environment in `.cache/venv` belongs to this checkout and imports this checkout's code.
@@ -21,7 +21,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 LOCAL = CHECKOUT / ".cache"
 VENV = LOCAL / "venv"
-LAB_PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "depmod": "kmod"}
+IMAGE_PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
+LAB_PACKAGES = {**IMAGE_PACKAGES, "depmod": "kmod"}
 QEMU_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils"}
 UEFI_PACKAGE = "ovmf"
 # Beside QEMU until Debian 12; a package of its own since.
@@ -171,12 +172,23 @@ def set_up_guest() -> None:
 
 def set_up_lab() -> None:
     """What the lab node boots. Its test guest comes with the step `guest`."""
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    missing = [package for program, package in LAB_PACKAGES.items() if shutil.which(program, path=path) is None]
-    if missing:
-        _apt_install(*missing)
+    _install_missing(LAB_PACKAGES)
     _need_venv_module()
     _run(sys.executable, str(CHECKOUT / "tests/lab/image.py"), str(cache_dir()))
+
+
+def set_up_cloud() -> None:
+    """A Debian image with cloud-init, for the tests that boot one."""
+    _install_missing(IMAGE_PACKAGES)
+    here = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    _run(sys.executable, "-m", "tests.guest.cloud", str(cache_dir()), env=here)
+
+
+def _install_missing(programs: dict[str, str]) -> None:
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    missing = [package for program, package in programs.items() if shutil.which(program, path=path) is None]
+    if missing:
+        _apt_install(*missing)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,7 +213,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-STEPS = {"venv": set_up_venv, "qemu": set_up_qemu, "go": set_up_go, "guest": set_up_guest, "lab": set_up_lab}
+STEPS = {
+    "venv": set_up_venv,
+    "qemu": set_up_qemu,
+    "go": set_up_go,
+    "guest": set_up_guest,
+    "cloud": set_up_cloud,
+    "lab": set_up_lab,
+}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmlib.disk.seed import MAX_FILE_BYTES, seed_files, write_seed
+from vmlib.errors import NoCapacityError
 from vmlib.spec import NicSpec, SeedSpec
 
 SPEC = SeedSpec(
@@ -111,6 +112,18 @@ def test_only_its_owner_can_read_the_seed(tmp_path: Path) -> None:
         os.umask(old_mask)
     assert (tmp_path / "seed.iso").stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["seed.iso"]
+
+
+def test_a_full_disk_is_told_in_words_and_nothing_of_the_seed_is_left(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", small], check=True)
+    try:
+        with pytest.raises(NoCapacityError, match=r"seed disk .*/seed\.iso: no space left on the host"):
+            write_seed(small / "seed.iso", FILES)
+        assert os.listdir(small) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 NASTY = {

@@ -76,7 +76,7 @@ def ensure(cache: Path) -> Images:
     """The images in `cache`, built when one is missing or older than what it is made of. Raises ImageError."""
     directory = cache / "lab"
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / ".lock"):
+    with locked(directory / ".lock"):
         root = directory / f"root-{_hash(Path(__file__).read_bytes(), (HERE / 'init.sh').read_bytes())}"
         _once(root, _build_root)
         version = (root / "python-version").read_text()
@@ -116,10 +116,10 @@ def _build_root(target: Path) -> None:
     kernel = _kernel_package()
     tree = target.parent / "root"
     options = target.parent / "apt.conf"
-    options.write_text(_apt_options())
-    codename, sources = _apt_sources()
+    options.write_text(apt_options())
+    codename, sources = apt_sources()
     _say(f"root of {len(PACKAGES)} Debian packages")
-    _run(
+    run(
         "mmdebstrap",
         "--quiet",
         "--variant=minbase",
@@ -135,14 +135,14 @@ def _build_root(target: Path) -> None:
     )
     _say(f"kernel {kernel}")
     # Unpacked, not installed: that would bring a maker of initramfs images, and the node needs none.
-    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", kernel, cwd=target.parent)
+    run("apt-get", "-o", "APT::Sandbox::User=root", "download", kernel, cwd=target.parent)
     (package,) = target.parent.glob("linux-image-*.deb")
     unpacked = target.parent / "kernel"
-    _run("dpkg-deb", "-x", str(package), str(unpacked))
+    run("dpkg-deb", "-x", str(package), str(unpacked))
     (vmlinuz,) = (unpacked / "boot").glob("vmlinuz-*")
     shutil.copyfile(vmlinuz, target / "vmlinuz")
     shutil.copytree(unpacked / "lib/modules", tree / "usr/lib/modules", symlinks=True)
-    _run("depmod", "-b", str(tree), vmlinuz.name.removeprefix("vmlinuz-"))
+    run("depmod", "-b", str(tree), vmlinuz.name.removeprefix("vmlinuz-"))
     shutil.copyfile(HERE / "init.sh", tree / "lab-init")
     (tree / "lab-init").chmod(0o755)
     for name in ("in", "python", "results", "checkout", "layer"):
@@ -156,17 +156,17 @@ def _build_root(target: Path) -> None:
 
 
 def _kernel_package() -> str:
-    depends = _run("apt-cache", "depends", KERNEL_PACKAGE, check=False)
+    depends = run("apt-cache", "depends", KERNEL_PACKAGE, check=False)
     found = re.search(r"Depends: (linux-image-\S+)", depends)
     if found is None:
         raise ImageError(f"apt knows no package {KERNEL_PACKAGE}: run `apt-get update` on a Debian host")
     return found[1]
 
 
-def _apt_sources() -> tuple[str, list[str]]:
+def apt_sources() -> tuple[str, list[str]]:
     """The codename of this host's Debian, and a line for each source of Debian's packages that the host's apt uses."""
     wanted = "$(REPO_URI)|$(RELEASE)|$(CODENAME)|$(COMPONENT)"
-    listed = _run("apt-get", "indextargets", "--format", wanted, "Created-By: Packages", "Origin: Debian")
+    listed = run("apt-get", "indextargets", "--format", wanted, "Created-By: Packages", "Origin: Debian")
     sources = sorted({tuple(line.split("|")) for line in listed.splitlines()})
     codenames = sorted({codename for _, _, codename, _ in sources}, key=len)
     if not codenames:
@@ -175,10 +175,10 @@ def _apt_sources() -> tuple[str, list[str]]:
     return codenames[0], lines
 
 
-def _apt_options() -> str:
+def apt_options() -> str:
     """How the host's apt reaches its sources: proxies, certificates, what it checks."""
     settings = re.compile(r'Acquire::(http|https|Check-|Max-|Min-|Retries|Force)[^ ]* "[^"]+";')
-    return "".join(f"{line}\n" for line in _run("apt-config", "dump").splitlines() if settings.fullmatch(line))
+    return "".join(f"{line}\n" for line in run("apt-config", "dump").splitlines() if settings.fullmatch(line))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,10 +201,10 @@ def _build_python(target: Path, version: str) -> None:
     tree = target.parent / "python"
     # An environment of its own: the Python that runs this may have no pip.
     venv = target.parent / "venv"
-    _run(sys.executable, "-m", "venv", str(venv))
+    run(sys.executable, "-m", "venv", str(venv))
     pip = (str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
     chosen = ("--only-binary=:all:", f"--python-version={version}", f"--target={tree}")
-    _run(*pip, *chosen, *_python_packages())
+    run(*pip, *chosen, *_python_packages())
     make_file_system(target / "python.ext4", tree, size_mib=PYTHON_SIZE_MIB)
 
 
@@ -214,15 +214,17 @@ def _build_python(target: Path, version: str) -> None:
 def make_file_system(image: Path, tree: Path, *, size_mib: int) -> None:
     """An ext4 image that holds `tree`. Sparse; needs neither a mount nor root."""
     command = ("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "root_owner=0:0", "-d", str(tree))
-    _run(*command, str(image), f"{size_mib}M")
+    run(*command, str(image), f"{size_mib}M")
 
 
 def _say(text: str) -> None:
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
-def _run(*command: str, check: bool = True, cwd: Path | None = None) -> str:
-    env = {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+def run(*command: str, check: bool = True, cwd: Path | None = None, path: Path | None = None) -> str:
+    """What the command prints. `path` is a directory of further programs. Raises ImageError."""
+    more = f"{path}:" if path else ""
+    env = {**os.environ, "PATH": f"{more}{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
     try:
         done = subprocess.run(
             command,
@@ -243,7 +245,7 @@ def _run(*command: str, check: bool = True, cwd: Path | None = None) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -23,6 +23,7 @@ RUNS = {"service", "http"}
 DISKS = {"persistent", "disks", "count"}  # in test_disks.py
 FIRMWARE = {"uefi"}  # in test_firmware.py
 VOLUMES = {"host-volume"}  # for an agent that has some: in test_volumes.py
+CLOUD_IMAGE = {"cloud-image"}  # in test_cloud_image.py
 TOKENS = {"tokens"}  # for a node with dedicated cores: in test_cores_device.py
 NFS = {"nfs-root", "nfs-data"}  # for a node with a file server: in tests/lab/test_nfs_agent.py
 CORES = {"cores": "cores: vCPU 0 on "}
@@ -40,7 +41,7 @@ def task_of(name: str) -> str:
 
 def test_every_job_of_the_directory_is_tested_here() -> None:
     names = {path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")}
-    assert names == ENDS.keys() | RUNS | TOKENS | DISKS | FIRMWARE | NFS | VOLUMES
+    assert names == ENDS.keys() | RUNS | TOKENS | DISKS | FIRMWARE | NFS | VOLUMES | CLOUD_IMAGE
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
