@@ -85,9 +85,11 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             out.flush()
             os.fsync(fd)
         os.rename(beside, path)
-    except BaseException:
+    except BaseException as exc:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(beside)
+        if isinstance(exc, OSError):
+            exc.filename = str(path)  # a write or sync that fails does not say of what, and nobody knows what is beside
         raise
 
 
