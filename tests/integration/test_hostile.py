@@ -17,10 +17,12 @@ from driver.devhost.host import StartFailedError
 from driver.devhost.jobfile import read_job
 from tests.integration.machines import Host, root_of
 from tests.integration.nodes import NOTHING, READY, Node, until_says
+from vmlib.disk import data, root
+from vmlib.disk.image import ImageInfo, check_image
 from vmlib.errors import SpecError
 from vmlib.files import open_ref
 from vmlib.inotify import Inotify
-from vmlib.spec import DiskSpec, FileRef, SeedSpec
+from vmlib.spec import DiskSpec, FileRef, RootDisk, SeedSpec
 
 MIB = 1 << 20
 SECRET = b"root:the-secret:19000:0:99999:7:::\n"
@@ -318,3 +320,38 @@ def test_a_file_that_is_opened_in_a_race_is_the_good_one_or_none(tmp_path: Path,
             os.close(fd)
     assert opened > 100
     assert refused > 100
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# changed after the look
+
+
+@pytest.mark.parametrize("key", ["image", "disk"])
+def test_an_image_whose_header_is_changed_between_our_look_and_the_vmms_does_not_run(
+    qemu: Host, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """QEMU follows the name of a data file, whatever it is told of the image; the guest is held and never sees it."""
+    outside = qemu.directory / "outside"
+    qemu.directory.chmod(0o755)  # nothing but the check keeps the VMM's user from it
+    path = qemu.directory / "a.qcow2"
+    qemu_img(path, "1M")
+
+    def change(fd: int, **how: object) -> ImageInfo:
+        info = check_image(fd, **how)  # type: ignore[arg-type]
+        if os.fstat(fd).st_ino == path.stat().st_ino:
+            beside = path.with_name("beside")
+            qemu_img("-o", f"data_file={outside}", beside, "1M")
+            outside.chmod(0o644)
+            path.write_bytes(beside.read_bytes())  # the same file
+        return info
+
+    monkeypatch.setattr(root if key == "image" else data, "check_image", change)
+    ref = FileRef(root=qemu.directory, relative="a.qcow2")
+    spec = qemu.spec()
+    if key == "image":
+        spec = replace(spec, root=RootDisk(image=ref, format="qcow2"))
+    else:
+        spec = replace(spec, disks=(DiskSpec(name="d", format="qcow2", source=ref, readonly=True),))
+    with pytest.raises(SpecError, match=f"an image names '{outside}' in its header, expected one that is complete"):
+        qemu.run(spec)
+    assert qemu.processes() == NOTHING
