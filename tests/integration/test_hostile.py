@@ -202,12 +202,12 @@ class Swapper:
         self._end = threading.Event()
         self.swaps = 0
         self._thread = threading.Thread(target=self._swap, daemon=True)
-        for name, data in good.items():
-            (directory / f"{name}.good").write_bytes(data)
-            (directory / name).write_bytes(data)
+        for name, content in good.items():
+            (directory / f"{name}.good").write_bytes(content)
+            (directory / name).write_bytes(content)
         (directory / "real").mkdir()
-        for name, data in good.items():
-            (directory / "real" / name).write_bytes(data)
+        for name, content in good.items():
+            (directory / "real" / name).write_bytes(content)
         for name in good:
             evil = secret.parent / name
             if not evil.exists():
