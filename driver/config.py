@@ -528,7 +528,7 @@ def _disks(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[DiskCo
 
 def _check_disk_keys(complaints: Complaints, path: str, block: Mapping[str, Any]) -> None:
     """Which keys go together."""
-    if not block["source"] and not block["size"]:
+    if not block["source"] and not block["size"] and not complaints.any_about(f"{path}.source", f"{path}.size"):
         complaints.add(path, "expected size (a new disk) or source (a file's content), both are missing")
     if block["persistent"] and block["source"]:
         complaints.add(f"{path}.source", "a persistent disk begins empty, expected size", value=block["source"])

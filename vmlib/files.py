@@ -54,15 +54,17 @@ def open_ref(ref: FileRef, *, key: str, writable: bool = False, max_bytes: int =
 
         return remote.fetch(ref, key=key, max_bytes=max_bytes)
     try:
-        # O_NONBLOCK: opening a FIFO that a job put there must not hang us.
-        fd = open_beneath(ref.root, ref.relative, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK)
+        # Only a place at first: opening a FIFO might hang us, and opening a device may be a deed.
+        place = open_beneath(ref.root, ref.relative, os.O_PATH)
+        try:
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                raise SpecError(f"{key} = {str(ref)!r}: not a regular file")
+            return os.open(f"/proc/self/fd/{place}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        finally:
+            os.close(place)
     except OSError as exc:
         reason = (exc.strerror or str(exc)).lower()
         raise refused(ref, exc.errno or 0, reason, key=key, writable=writable) from exc
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise SpecError(f"{key} = {str(ref)!r}: not a regular file")
-    return fd
 
 
 def refused(ref: FileRef, code: int, reason: str, *, key: str, writable: bool = False) -> SpecError:
@@ -83,9 +85,11 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             out.flush()
             os.fsync(fd)
         os.rename(beside, path)
-    except BaseException:
+    except BaseException as exc:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(beside)
+        if isinstance(exc, OSError):
+            exc.filename = str(path)  # a write or sync that fails does not say of what, and nobody knows what is beside
         raise
 
 

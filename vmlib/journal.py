@@ -41,8 +41,11 @@ class Journal:
         try:
             if os.write(fd, line.encode()) != len(line):
                 # A disk that is nearly full takes a part of it without a word.
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(fd)
+        except OSError as exc:
+            exc.filename = str(self._path)
+            raise
         finally:
             os.close(fd)
 

@@ -27,7 +27,7 @@ from vmlib.disk.root import prepare_root, wants_image
 from vmlib.disk.seed import cloud_config, seed_files, with_user_data, write_seed
 from vmlib.disk.stage import stage_boot
 from vmlib.disk.volume import prepare_mounts
-from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, VmError
+from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, SpecError, VmError
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
 from vmlib.keeper import client as keeper
@@ -179,6 +179,7 @@ class Machines:
                 vmm = hypervisor.attach(run.root)
                 ours.callback(vmm.close)
                 threads = _verified_threads(vmm, spec)
+                _expect_only_given_files(vmm)
                 failpoint.hit("start.verified")
                 self.cores.confine(spec.id, groups, vmm_pid=vmm_identity.pid, vcpu_tids=threads)
                 failpoint.hit("start.pinned")
@@ -495,6 +496,12 @@ def _verified_threads(vmm: Vmm, spec: MachineSpec) -> tuple[int, ...]:
     if [thread.index for thread in threads] != list(range(spec.vcpus)):
         raise LaunchError(f"the VMM runs {len(threads)} vCPU threads, expected {spec.vcpus}")
     return tuple(thread.thread_id for thread in threads)
+
+
+def _expect_only_given_files(vmm: Vmm) -> None:
+    """An image whose header was checked may have got another one before the VMM read it: the job can write there."""
+    if found := vmm.foreign_files():
+        raise SpecError(f"an image names {found[0]!r} in its header, expected one that is complete in itself")
 
 
 def _with_last_words(exc: HypervisorError, lease: keeper.Lease) -> HypervisorError:

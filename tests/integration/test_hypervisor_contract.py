@@ -93,6 +93,7 @@ def test_guest_is_held_until_boot(start: Start) -> None:
 
 def test_each_vcpu_is_a_thread_of_the_process(start: Start) -> None:
     one = start(vcpus=2)
+    assert one.vmm.foreign_files() == ()
     vcpus = one.vmm.vcpus()
     assert [vcpu.index for vcpu in vcpus] == [0, 1]
     threads = {int(name) for name in os.listdir(f"/proc/{one.machine.process.pid}/task")}

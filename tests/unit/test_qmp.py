@@ -218,6 +218,19 @@ def test_vcpus_come_sorted(short_dir: Path) -> None:
         assert [(vcpu.index, vcpu.thread_id) for vcpu in vmm.vcpus()] == [(0, 11), (1, 12)]
 
 
+def test_files_that_an_image_names_are_told_from_those_that_the_vmm_was_given(short_dir: Path) -> None:
+    nodes = [
+        {"drv": "file", "file": "/etc/passwd"},
+        {"drv": "qcow2", "file": 'json:{"driver": "qcow2"}'},
+        {"drv": "raw", "file": "/dev/fdset/2"},
+        {"drv": "file", "file": "/dev/fdset/2"},
+        {"drv": "host_device", "file": "/dev/fdset/3"},
+        {"drv": "nbd", "file": "nbd://192.0.2.1/x"},
+    ]
+    with vmm_of(short_dir, [{"return": nodes}]) as vmm:
+        assert vmm.foreign_files() == ("/etc/passwd", "nbd://192.0.2.1/x")
+
+
 def test_a_broken_connection_is_replaced_at_the_next_call(short_dir: Path) -> None:
     with vmm_of(short_dir, [None], [{"return": {"status": "running"}}]) as vmm:
         with pytest.raises(QmpClosedError):

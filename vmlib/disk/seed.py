@@ -37,7 +37,6 @@ _MODIFICATION_DATE_AT = 830  # in a primary or supplementary volume descriptor
 _KEY_OF_FILE = {
     "meta-data": "ssh_authorized_keys",
     "user-data": "user_data",
-    "vendor-data": "vendor_config",
     "network-config": "network_config",
     "vendor-data": "share",
     "nomad.env": "env",

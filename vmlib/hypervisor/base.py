@@ -72,6 +72,9 @@ class Vmm(Protocol):
     def vcpus(self) -> tuple[VcpuThread, ...]:
         """The threads that run the vCPUs, by index."""
 
+    def foreign_files(self) -> tuple[str, ...]:
+        """Files that it opened for its disks without having been given them: an image's header names such."""
+
     def power_button(self) -> None:
         """Press the guest's power button (ACPI)."""
 

@@ -107,6 +107,8 @@ class Machine:
                 return {"status": self.state, "running": self.state == "running"}
             case "query-cpus-fast":
                 return [{"cpu-index": n, "thread-id": tid, "target": "none"} for n, tid in enumerate(self.threads)]
+            case "query-named-block-nodes":
+                return []  # it reads no disk
             case "cont" if self.state != "running":
                 self._enter("running", "RESUME")
             case "stop" if self.state == "running":

@@ -17,7 +17,7 @@ from vmlib.errors import HypervisorError
 from vmlib.hypervisor.base import VcpuThread
 from vmlib.lines import LineBuffer, LineTooLongError
 
-# The longest answer we ask for (query-cpus-fast) has some 200 bytes a vCPU.
+# The longest answers we ask for have some 200 bytes a vCPU, and 1000 for each layer of a disk.
 MAX_LINE_BYTES = 1 << 20
 CALL_TIMEOUT_S = 5.0
 # The longest piece of a peer's answer that may stand in a message of ours.
@@ -36,6 +36,9 @@ _STATUS = {
     "guest-panicked": "panicked",
     "shutdown": "shutdown",
 }
+
+
+_FORMATS = ("raw", "qcow2")
 
 
 class QmpProtocolError(ValueError):
@@ -248,6 +251,15 @@ class QmpVmm:
             raise HypervisorError(f"query-cpus-fast: {_quoted(answer)}, expected a list of vCPUs") from exc
         return tuple(sorted(found, key=lambda vcpu: vcpu.index))
 
+    def foreign_files(self) -> tuple[str, ...]:
+        answer = self._call("query-named-block-nodes", {"flat": True})
+        try:
+            # Formats lie on top of the nodes that open something, and those of ours open what they were given.
+            opened = [str(node["file"]) for node in answer if node["drv"] not in _FORMATS]
+        except (KeyError, TypeError) as exc:
+            raise HypervisorError(f"query-named-block-nodes: {_quoted(answer)}, expected a list of nodes") from exc
+        return tuple(name for name in opened if not name.startswith("/dev/fdset/"))
+
     def power_button(self) -> None:
         self._call("system_powerdown")
 
@@ -279,14 +291,14 @@ class QmpVmm:
         if client is not None:
             client.close()
 
-    def _call(self, command: str) -> Any:
+    def _call(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         self.connect()
         with self._lock:
             client = self._client
         if client is None:
             raise HypervisorError(f"{command}: the connection was closed meanwhile")
         try:
-            return client.execute(command, timeout_s=self._timeout_s)
+            return client.execute(command, arguments, timeout_s=self._timeout_s)
         finally:
             if client.broken:
                 with self._lock:
