@@ -20,11 +20,8 @@ from tests.integration.machines import CHECKOUT, READY
 from tests.lab import nfs_start
 from tests.lab.conftest import KvmHost
 from tests.lab.nfs_server import NfsServer, mounts, serving
-from vmlib import machine
 from vmlib.disk import nfs
 from vmlib.errors import HostError, NoCapacityError, SpecError, VmError
-from vmlib.remote import open_source
-from vmlib.resources import DiskAttachment, OpenFile
 from vmlib.spec import DiskSpec, NfsExport, RootDisk
 
 LAB_S = 90.0  # for what takes 5 s outside
@@ -132,6 +129,26 @@ def test_an_export_that_is_none_is_the_operators_business(kvm_host: KvmHost, ser
         kvm_host.start(boot=None, root=RootDisk(image=image, format="qcow2"))
 
 
+def test_a_root_disk_on_a_server_is_one_machines_alone(kvm_host: KvmHost, server: NfsServer) -> None:
+    writer = Writer(kvm_host, server, "alone")
+    with pytest.raises(NoCapacityError, match=r"^image = 'nfs://vms/alone\.raw': in use by another machine$"):
+        kvm_host.start(task="second", root=RootDisk(image=server.file("alone.raw"), format="raw", mode="direct"))
+    with pytest.raises(NoCapacityError, match=r"^image = 'nfs://vms/alone\.raw': another machine writes to it"):
+        kvm_host.start(task="second", root=RootDisk(image=server.file("alone.raw"), format="raw"))
+    other = subprocess.run(  # on the server, as another host would
+        ["qemu-io", "-f", "raw", "-c", "write 0 512", str(server.directory / "alone.raw")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Failed to get" in other.stdout + other.stderr
+    writer.running.machine.destroy()
+    root = RootDisk(image=server.file("alone.raw"), format="raw", mode="direct", size_bytes=32 << 20)
+    kvm_host.start(task="second", root=root).machine.destroy()
+    assert (server.directory / "alone.raw").stat().st_size == 32 << 20
+
+
 # -- killed in between -----------------------------------------------------------------------------------------------
 
 
@@ -203,25 +220,25 @@ def test_a_server_that_falls_silent_in_a_start_fails_it_and_is_unmounted(
 
 
 class Writer:
-    """A machine that writes to a file of the server's, again and again."""
+    """A machine whose root disk is a file on the server, to which it writes again and again."""
 
     def __init__(self, host: KvmHost, server: NfsServer, task: str) -> None:
         with (server.directory / f"{task}.raw").open("wb") as file:
             file.truncate(16 << 20)
         self.name = task
-        disk = DiskSpec(name="data", format="raw", source=server.file(f"{task}.raw"), readonly=True, serial="data")
-        self.running = host.start("ignore-acpi keep-writing=data", task=task, disks=(disk,))
+        root = RootDisk(image=server.file(f"{task}.raw"), format="raw", mode="direct")
+        self.running = host.start("ignore-acpi keep-writing=root", task=task, root=root)
 
     @property
     def written(self) -> int:
         self.running.pump()
-        return self.running.out.text.count("\nwrote data ")
+        return self.running.out.text.count("\nwrote root ")
 
     def goes_on(self, *, timeout_s: float = LAB_S) -> None:
         """It writes three times more."""
         before = self.written
         self.running.until(lambda: self.written >= before + 3, f"{self.name} to write", timeout_s)
-        assert "not wrote data" not in self.running.out.text
+        assert "not wrote root" not in self.running.out.text
 
     def stands_still(self) -> None:
         """Whatever was on its way has arrived, and nothing follows."""
@@ -235,19 +252,11 @@ class Writer:
 
 
 @pytest.fixture
-def writers(kvm_host: KvmHost, server: NfsServer, monkeypatch: pytest.MonkeyPatch) -> tuple[Writer, Writer]:
-    monkeypatch.setattr(machine, "prepare_disk", open_for_writing)
+def writers(kvm_host: KvmHost, server: NfsServer) -> tuple[Writer, Writer]:
     both = Writer(kvm_host, server, "a"), Writer(kvm_host, server, "b")
     for one in both:
         one.goes_on()
     return both
-
-
-def open_for_writing(disk: DiskSpec, *_: object, **__: object) -> tuple[DiskAttachment, str]:
-    assert disk.source is not None
-    source = open_source(disk.source, key="source", write=True)
-    file = OpenFile(fd=source.fd, path=Path("x"), remote=True)
-    return DiskAttachment(name="data0", file=file, format="raw", serial=disk.serial), ""
 
 
 def test_a_machine_on_a_silent_server_stops_in_time_and_another_goes_on_when_it_is_back(
@@ -294,7 +303,7 @@ def test_what_frees_one_machine_leaves_another_on_the_same_export_alone(
 ) -> None:
     forced, other = writers
     top = kvm_host.layout.mounts(forced.running.machine.run.root)
-    for _ in range(5):
+    for _ in range(3):
         nfs.abort(top)
         other.goes_on()
     for one in writers:
