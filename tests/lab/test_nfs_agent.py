@@ -1,6 +1,5 @@
 """Jobs whose disks lie on a real NFS server, on a real agent."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from tests.guest.build import Guest
 from tests.integration.machines import READY
-from tests.lab.nfs_server import ADDRESS, NfsServer, mounts, serving
+from tests.lab.nfs_server import ADDRESS, NfsServer, mounts
 from tests.lab.test_cores_agent import doctor, driver
 from tests.nomad.agent import Agent
 from tests.nomad.conftest import lifetime, make_agent
@@ -21,19 +20,9 @@ LAB_S = 180.0
 
 
 @pytest.fixture(scope="module")
-def server(guest: Guest) -> Iterator[NfsServer]:
-    with serving(Path("/srv/jobs")) as one:
-        shutil.copy(guest.disk_qcow2, one.directory)
-        (one.directory / "data.raw").write_bytes(b"from the server".ljust(32 << 20, b"\0"))
-        with (one.directory / "written.raw").open("wb") as file:
-            file.truncate(16 << 20)
-        yield one
-
-
-@pytest.fixture(scope="module")
-def agent(guest: Guest, plugin_dir: Path, server: NfsServer) -> Iterator[Agent]:
+def agent(guest: Guest, plugin_dir: Path, nfs_server: NfsServer) -> Iterator[Agent]:
     one = make_agent(guest, plugin_dir, dev=True)
-    one.cores_block = f'nfs "vms" {{\n      server = "{ADDRESS}"\n      export = "{server.directory}"\n    }}'
+    one.cores_block = f'nfs "vms" {{\n      server = "{ADDRESS}"\n      export = "{nfs_server.directory}"\n    }}'
     yield from lifetime(one)
 
 
@@ -111,7 +100,7 @@ def test_a_job_on_a_silent_server_is_stopped_in_time_and_another_one_starts(
         failed = agent.run_job(job_file("nfs-root"))
         lost = agent.wait_alloc(failed, "failed", timeout_s=LAB_S)
         told = [message for kind, message in agent.task_events(lost, "nfs-root") if kind == "Driver Failure"]
-        assert any("nfs.vms (127.0.0.1:/srv/jobs): no answer within 5 s" in message for message in told)
+        assert any("nfs.vms (127.0.0.1:/srv/vms): no answer within 5 s" in message for message in told)
         agent.wait_for("the attribute to be gone", lambda: attribute(agent) is None, timeout_s=LAB_S)
     finally:
         server.heal()
