@@ -8,10 +8,11 @@ from typing import Literal, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Lane = Literal["image", "start", "recover", "keep", "stop", "stats", "probe", "cores"]
+Lane = Literal["image", "start", "remote", "recover", "keep", "stop", "stats", "probe", "cores"]
 _THREADS: dict[Lane, int] = {
     "image": 8,  # minutes each, when they have to be unpacked
     "start": 8,
+    "remote": 8,  # starts of machines with files on a server, which may be silent
     "recover": 4,
     "keep": 8,
     "stop": 16,

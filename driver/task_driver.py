@@ -30,6 +30,7 @@ from driver.stats import Sample, host_mhz, mhz_of, sample, usage
 from driver.store import Store, Task
 from driver.watch import CoresWatch
 from vmlib.cores.service import Notice
+from vmlib.disk.nfs import exports_of
 from vmlib.errors import HostError, SpecError, VmError
 from vmlib.ladder import ladder
 from vmlib.process import load_identity
@@ -188,7 +189,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             loop.call_soon_threadsafe(self.store.announce, config, text, "image")
 
         await self.offload("image", machines.bring_images, spec, tell)
-        machine = await self.offload("start", machines.start, spec)
+        machine = await self.offload("remote" if exports_of(spec) else "start", machines.start, spec)
         task = self.store.add(config, machine)
         for notice in machine.notices:
             self._tell_notice(notice)

@@ -178,24 +178,12 @@ read_tpm() {
 
 # A mebibyte again and again, on its way to the host's disk before it is told of.
 keep_writing() {
-    device=$(disk_of "$1")
+    device=$(disk_of "${1#root}") # which has no serial
     n=0
     while :; do
         n=$((n + 1))
         dd if=/dev/zero of="$device" bs=64k count=16 seek=$((n % 8 * 16)) conv=fsync 2>/dev/null &&
             echo "wrote $1 $n" || echo "not wrote $1 $n"
-        usleep 100000
-    done
-}
-
-# The whole disk again and again, past the guest's own cache.
-keep_reading() {
-    device=$(disk_of "$1")
-    n=0
-    while :; do
-        n=$((n + 1))
-        echo 3 >/proc/sys/vm/drop_caches
-        dd if="$device" of=/dev/null bs=64k 2>/dev/null && echo "read $1 $n" || echo "not read $1 $n"
         usleep 100000
     done
 }
@@ -223,7 +211,6 @@ obey() {
     remount-rw=*) mount -o remount,rw "${1#*=}" 2>/dev/null && echo "remounted ${1#*=}" ;;
     tpm) read_tpm ;;
     keep-writing=*) keep_writing "${1#*=}" & ;;
-    keep-reading=*) keep_reading "${1#*=}" & ;;
     write-var=*) write_variable "${1#*=}" ;;
     read-var) read_variable ;;
     sleep=*) sleep "${1#*=}" ;;

@@ -1,5 +1,6 @@
 """Inside the node: machines on nested KVM, and a Nomad agent. Outside only the test that runs a round is collected."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tests import leftovers, needs
 from tests.guest.build import Guest
 from tests.integration.machines import UIDS, Host, host_for
+from tests.lab.nfs_server import NfsServer, serving
 from tests.nomad.agent import Agent
 from tests.nomad.conftest import lifetime, make_agent
 from vmlib import probe
@@ -52,6 +54,25 @@ def kvm_host(guest: Guest, short_dir: Path) -> Iterator[KvmHost]:
         host_for(short_dir, guest.directory, "qemu") as host,
     ):
         yield KvmHost(host.directory, host.guest, host.name, logs=host.logs)
+
+
+@pytest.fixture(scope="session")
+def nfs_server(guest: Guest) -> Iterator[NfsServer]:
+    """A file server in the node itself, with images and disks."""
+    with serving(Path("/srv/vms")) as one:
+        for part in (guest.disk_qcow2, guest.disk_raw, guest.kernel):
+            shutil.copy(part, one.directory)
+        (one.directory / "data.raw").write_bytes(b"from the server".ljust(1 << 20, b"\0"))
+        with (one.directory / "written.raw").open("wb") as file:
+            file.truncate(16 << 20)
+        yield one
+
+
+@pytest.fixture
+def server(nfs_server: NfsServer) -> Iterator[NfsServer]:
+    """The same, to be cut off by the test."""
+    yield nfs_server
+    nfs_server.heal()
 
 
 @pytest.fixture(scope="session")

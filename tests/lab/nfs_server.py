@@ -1,7 +1,6 @@
 """A real NFS server in the node itself, on loopback; a firewall rule cuts it off and heals it."""
 
 import contextlib
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -75,12 +74,6 @@ def serving(directory: Path) -> Iterator[NfsServer]:
         mountd.wait(20)
         for path in (str(directory), "/proc/fs/nfsd", "/var/lib/nfs/rpc_pipefs"):
             _run("umount", path)
-
-
-def drop_caches() -> None:
-    """What was read already would be there without a server."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def _run(*argv: str) -> None:

@@ -2,47 +2,26 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.guest.build import Guest
 from tests.integration.machines import CHECKOUT, READY
 from tests.lab import nfs_start
 from tests.lab.conftest import KvmHost
-from tests.lab.nfs_server import NfsServer, mounts, serving
-from vmlib import machine
+from tests.lab.nfs_server import NfsServer, mounts
 from vmlib.disk import nfs
 from vmlib.errors import HostError, NoCapacityError, SpecError, VmError
-from vmlib.remote import open_source
-from vmlib.resources import DiskAttachment, OpenFile
 from vmlib.spec import DiskSpec, NfsExport, RootDisk
 
 LAB_S = 90.0  # for what takes 5 s outside
-
-
-@pytest.fixture(scope="session")
-def server(guest: Guest) -> Iterator[NfsServer]:
-    with serving(Path("/srv/vms")) as one:
-        shutil.copy(guest.disk_qcow2, one.directory)
-        shutil.copy(guest.disk_raw, one.directory)
-        shutil.copy(guest.kernel, one.directory)
-        yield one
-
-
-@pytest.fixture(autouse=True)
-def healed(server: NfsServer) -> Iterator[None]:
-    yield
-    server.heal()
 
 
 def root_on(server: NfsServer, name: str = "disk.qcow2") -> RootDisk:
@@ -57,7 +36,7 @@ def test_a_machine_boots_from_an_image_on_a_server_and_leaves_no_mount(kvm_host:
     assert {"nosuid", "nodev", "noexec"} <= set(flags.split(","))
     assert {"hard", "nosharecache", "vers=4.2"} <= set(super_flags.split(","))
     assert stat.S_IMODE(os.stat(kvm_host.layout.nfs / one.machine.run.root.name).st_mode) == 0o700
-    assert '"aio": "io_uring"' in Path(f"/proc/{one.vmm}/cmdline").read_text()
+    assert '"aio":"io_uring"' in Path(f"/proc/{one.vmm}/cmdline").read_text()
     one.until_line(READY, timeout_s=LAB_S)
     one.machine.stop(LAB_S)
     one.end(LAB_S)
@@ -75,8 +54,7 @@ def test_an_image_below_an_overlay_is_locked_against_every_writer(kvm_host: KvmH
 
 
 def test_what_is_not_used_where_it_lies_is_copied(kvm_host: KvmHost, server: NfsServer) -> None:
-    (server.directory / "text.raw").write_bytes(b"from the server".ljust(1 << 20, b"\0"))
-    source = server.file("text.raw", read_only=True)
+    source = server.file("data.raw", read_only=True)
     spec = kvm_host.spec("read=ro read=rw write=rw:changed read=rw")
     assert spec.boot is not None
     one = kvm_host.run(
@@ -96,7 +74,7 @@ def test_what_is_not_used_where_it_lies_is_copied(kvm_host: KvmHost, server: Nfs
         "read ro fromtheserver",
         "read rw fromtheserver",
     ]
-    assert (server.directory / "text.raw").read_bytes().startswith(b"from the server")
+    assert (server.directory / "data.raw").read_bytes().startswith(b"from the server")
     one.machine.destroy()
 
 
@@ -130,6 +108,26 @@ def test_an_export_that_is_none_is_the_operators_business(kvm_host: KvmHost, ser
     image = replace(server.file("disk.qcow2"), nfs=replace(server.export(), export="/srv/none"))
     with pytest.raises(HostError, match=r"^nfs\.vms \(127\.0\.0\.1:/srv/none\): no such file or directory$"):
         kvm_host.start(boot=None, root=RootDisk(image=image, format="qcow2"))
+
+
+def test_a_root_disk_on_a_server_is_one_machines_alone(kvm_host: KvmHost, server: NfsServer) -> None:
+    writer = Writer(kvm_host, server, "alone")
+    with pytest.raises(NoCapacityError, match=r"^image = 'nfs://vms/alone\.raw': in use by another machine$"):
+        kvm_host.start(task="second", root=RootDisk(image=server.file("alone.raw"), format="raw", mode="direct"))
+    with pytest.raises(NoCapacityError, match=r"^image = 'nfs://vms/alone\.raw': another machine writes to it"):
+        kvm_host.start(task="second", root=RootDisk(image=server.file("alone.raw"), format="raw"))
+    other = subprocess.run(  # on the server, as another host would
+        ["qemu-io", "-f", "raw", "-c", "write 0 512", str(server.directory / "alone.raw")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Failed to get" in other.stdout + other.stderr
+    writer.running.machine.destroy()
+    root = RootDisk(image=server.file("alone.raw"), format="raw", mode="direct", size_bytes=32 << 20)
+    kvm_host.start(task="second", root=root).machine.destroy()
+    assert (server.directory / "alone.raw").stat().st_size == 32 << 20
 
 
 # -- killed in between -----------------------------------------------------------------------------------------------
@@ -203,25 +201,25 @@ def test_a_server_that_falls_silent_in_a_start_fails_it_and_is_unmounted(
 
 
 class Writer:
-    """A machine that writes to a file of the server's, again and again."""
+    """A machine whose root disk is a file on the server, to which it writes again and again."""
 
     def __init__(self, host: KvmHost, server: NfsServer, task: str) -> None:
         with (server.directory / f"{task}.raw").open("wb") as file:
             file.truncate(16 << 20)
         self.name = task
-        disk = DiskSpec(name="data", format="raw", source=server.file(f"{task}.raw"), readonly=True, serial="data")
-        self.running = host.start("ignore-acpi keep-writing=data", task=task, disks=(disk,))
+        root = RootDisk(image=server.file(f"{task}.raw"), format="raw", mode="direct")
+        self.running = host.start("ignore-acpi keep-writing=root", task=task, root=root)
 
     @property
     def written(self) -> int:
         self.running.pump()
-        return self.running.out.text.count("\nwrote data ")
+        return self.running.out.text.count("\nwrote root ")
 
     def goes_on(self, *, timeout_s: float = LAB_S) -> None:
         """It writes three times more."""
         before = self.written
         self.running.until(lambda: self.written >= before + 3, f"{self.name} to write", timeout_s)
-        assert "not wrote data" not in self.running.out.text
+        assert "not wrote root" not in self.running.out.text
 
     def stands_still(self) -> None:
         """Whatever was on its way has arrived, and nothing follows."""
@@ -234,26 +232,12 @@ class Writer:
             assert time.monotonic() < deadline
 
 
-@pytest.fixture
-def writers(kvm_host: KvmHost, server: NfsServer, monkeypatch: pytest.MonkeyPatch) -> tuple[Writer, Writer]:
-    monkeypatch.setattr(machine, "prepare_disk", open_for_writing)
-    both = Writer(kvm_host, server, "a"), Writer(kvm_host, server, "b")
-    for one in both:
-        one.goes_on()
-    return both
-
-
-def open_for_writing(disk: DiskSpec, *_: object, **__: object) -> tuple[DiskAttachment, str]:
-    assert disk.source is not None
-    source = open_source(disk.source, key="source", write=True)
-    file = OpenFile(fd=source.fd, path=Path("x"), remote=True)
-    return DiskAttachment(name="data0", file=file, format="raw", serial=disk.serial), ""
-
-
-def test_a_machine_on_a_silent_server_stops_in_time_and_another_goes_on_when_it_is_back(
-    kvm_host: KvmHost, server: NfsServer, writers: tuple[Writer, Writer]
+def test_a_silent_server_holds_up_neither_stop_nor_destroy_nor_another_machine(
+    kvm_host: KvmHost, server: NfsServer
 ) -> None:
-    stopped, left = writers
+    stopped, left = writers = Writer(kvm_host, server, "a"), Writer(kvm_host, server, "b")
+    for one in writers:
+        one.goes_on()
     server.cut()
     for one in writers:
         one.stands_still()
@@ -269,33 +253,25 @@ def test_a_machine_on_a_silent_server_stops_in_time_and_another_goes_on_when_it_
 
     other = kvm_host.start(task="c")
     other.until_line(READY, timeout_s=LAB_S)
-    server.heal()
+    other.machine.destroy()
+
+    server.heal()  # what was left running goes on
     left.goes_on(timeout_s=180)
-    for running in (left.running, other):
-        running.machine.destroy()
-    assert mounts(kvm_host.layout.data_dir) == []
 
-
-def test_a_destroy_alone_ends_a_machine_that_waits_for_a_silent_server(
-    kvm_host: KvmHost, server: NfsServer, writers: tuple[Writer, Writer]
-) -> None:
     server.cut()
-    for one in writers:
-        one.stands_still()
-    for one in writers:
-        began = time.monotonic()
-        kvm_host.machines.destroy(one.running.spec.name, one.running.spec.id)
-        assert time.monotonic() - began < 15.0
+    left.stands_still()
+    began = time.monotonic()
+    kvm_host.machines.destroy(left.running.spec.name, left.running.spec.id)
+    assert time.monotonic() - began < 15.0
     assert mounts(kvm_host.layout.data_dir) == []
 
 
-def test_what_frees_one_machine_leaves_another_on_the_same_export_alone(
-    kvm_host: KvmHost, writers: tuple[Writer, Writer]
-) -> None:
-    forced, other = writers
+def test_what_frees_one_machine_leaves_another_on_the_same_export_alone(kvm_host: KvmHost, server: NfsServer) -> None:
+    forced, other = Writer(kvm_host, server, "forced"), Writer(kvm_host, server, "other")
     top = kvm_host.layout.mounts(forced.running.machine.run.root)
-    for _ in range(5):
+    for _ in range(3):
         nfs.abort(top)
         other.goes_on()
-    for one in writers:
+    for one in (forced, other):
         one.running.machine.destroy()
+    assert mounts(kvm_host.layout.data_dir) == []

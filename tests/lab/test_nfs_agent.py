@@ -1,6 +1,5 @@
 """Jobs whose disks lie on a real NFS server, on a real agent."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from tests.guest.build import Guest
 from tests.integration.machines import READY
-from tests.lab.nfs_server import ADDRESS, NfsServer, drop_caches, mounts, serving
+from tests.lab.nfs_server import ADDRESS, NfsServer, mounts
 from tests.lab.test_cores_agent import doctor, driver
 from tests.nomad.agent import Agent
 from tests.nomad.conftest import lifetime, make_agent
@@ -21,17 +20,9 @@ LAB_S = 180.0
 
 
 @pytest.fixture(scope="module")
-def server(guest: Guest) -> Iterator[NfsServer]:
-    with serving(Path("/srv/jobs")) as one:
-        shutil.copy(guest.disk_qcow2, one.directory)
-        (one.directory / "data.raw").write_bytes(b"from the server".ljust(32 << 20, b"\0"))
-        yield one
-
-
-@pytest.fixture(scope="module")
-def agent(guest: Guest, plugin_dir: Path, server: NfsServer) -> Iterator[Agent]:
+def agent(guest: Guest, plugin_dir: Path, nfs_server: NfsServer) -> Iterator[Agent]:
     one = make_agent(guest, plugin_dir, dev=True)
-    one.cores_block = f'nfs "vms" {{\n      server = "{ADDRESS}"\n      export = "{server.directory}"\n    }}'
+    one.cores_block = f'nfs "vms" {{\n      server = "{ADDRESS}"\n      export = "{nfs_server.directory}"\n    }}'
     yield from lifetime(one)
 
 
@@ -62,22 +53,19 @@ def test_disks_from_a_server_are_read_there_or_copied_from_there(agent: Agent) -
     assert found == ["read there fromtheserver", "read copied fromtheserver", "read copied changed"]
 
 
-READER = """
-job "reader" {
-  group "reader" {
-    task "reader" {
+WRITER = """
+job "writer" {
+  group "writer" {
+    task "writer" {
       driver       = "chv"
       kill_timeout = "2s"
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 ignore-acpi keep-reading=data"
+        cmdline   = "console=ttyS0 quiet panic=-1 ignore-acpi keep-writing=root"
+        image     = "nfs://vms/written.raw"
+        root_mode = "direct"
         placement = "shared"
-        disk {
-          name     = "data"
-          source   = "nfs://vms/data.raw"
-          readonly = true
-        }
       }
       resources {
         cpu    = 100
@@ -92,20 +80,19 @@ job "reader" {
 def test_a_job_on_a_silent_server_is_stopped_in_time_and_another_one_starts(
     agent: Agent, server: NfsServer, tmp_path: Path
 ) -> None:
-    (tmp_path / "reader.nomad.hcl").write_text(READER)
-    job = agent.run_job(tmp_path / "reader.nomad.hcl")
+    (tmp_path / "writer.nomad.hcl").write_text(WRITER)
+    job = agent.run_job(tmp_path / "writer.nomad.hcl")
     alloc = agent.wait_alloc(job, "running", timeout_s=LAB_S)
-    agent.wait_for("the guest to read", lambda: "read data 2" in agent.logs(alloc), timeout_s=LAB_S)
+    agent.wait_for("the guest to write", lambda: "wrote root 2" in agent.logs(alloc), timeout_s=LAB_S)
     server.cut()
     try:
-        drop_caches()
         time.sleep(5.0)
         began = time.monotonic()
         agent.command("job", "stop", "-detach", job)
         other = agent.wait_alloc(agent.run_job(job_file("hello")), "complete", timeout_s=LAB_S)
         assert READY in agent.logs(other)
         agent.wait_alloc(job, "complete", "failed", timeout_s=LAB_S)
-        events = {event["Type"]: event["Time"] / 1e9 for event in agent.alloc(alloc)["TaskStates"]["reader"]["Events"]}
+        events = {event["Type"]: event["Time"] / 1e9 for event in agent.alloc(alloc)["TaskStates"]["writer"]["Events"]}
         assert events["Killed"] - events["Killing"] < 2.0 + 15.0
         assert time.monotonic() - began < LAB_S
         agent.wait_for("the mount to be gone", lambda: not mounts(agent.paths.chv_data))
@@ -113,7 +100,7 @@ def test_a_job_on_a_silent_server_is_stopped_in_time_and_another_one_starts(
         failed = agent.run_job(job_file("nfs-root"))
         lost = agent.wait_alloc(failed, "failed", timeout_s=LAB_S)
         told = [message for kind, message in agent.task_events(lost, "nfs-root") if kind == "Driver Failure"]
-        assert any("nfs.vms (127.0.0.1:/srv/jobs): no answer within 5 s" in message for message in told)
+        assert any("nfs.vms (127.0.0.1:/srv/vms): no answer within 5 s" in message for message in told)
         agent.wait_for("the attribute to be gone", lambda: attribute(agent) is None, timeout_s=LAB_S)
     finally:
         server.heal()

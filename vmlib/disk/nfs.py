@@ -46,6 +46,8 @@ def exports_of(spec: object) -> tuple[NfsExport, ...]:
 
 def with_roots(spec: T, roots: Mapping[str, Path]) -> T:
     """The same with every file on an export beneath the place where that is mounted, by the export's name."""
+    if not roots:
+        return spec
     found: object = spec
     match spec:
         case FileRef(nfs=NfsExport(name=name)):
