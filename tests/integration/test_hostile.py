@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -18,10 +18,11 @@ from driver.devhost.jobfile import read_job
 from tests.integration.machines import Host, root_of
 from tests.integration.nodes import NOTHING, READY, Node, until_says
 from vmlib.disk import data, root
-from vmlib.disk.image import ImageInfo, check_image
+from vmlib.disk.image import ImageInfo, check_source
 from vmlib.errors import SpecError
 from vmlib.files import open_ref
 from vmlib.inotify import Inotify
+from vmlib.remote import Source
 from vmlib.spec import DiskSpec, FileRef, RootDisk, SeedSpec
 
 MIB = 1 << 20
@@ -326,9 +327,9 @@ def test_a_file_that_is_opened_in_a_race_is_the_good_one_or_none(tmp_path: Path,
 # changed after the look
 
 
-@pytest.mark.parametrize("key", ["image", "disk"])
+@pytest.mark.parametrize("mode", ["overlay", "direct", "readonly"])
 def test_an_image_whose_header_is_changed_between_our_look_and_the_vmms_does_not_run(
-    qemu: Host, monkeypatch: pytest.MonkeyPatch, key: str
+    qemu: Host, monkeypatch: pytest.MonkeyPatch, mode: Any
 ) -> None:
     """QEMU follows the name of a data file, whatever it is told of the image; the guest is held and never sees it."""
     outside = qemu.directory / "outside"
@@ -336,22 +337,21 @@ def test_an_image_whose_header_is_changed_between_our_look_and_the_vmms_does_not
     path = qemu.directory / "a.qcow2"
     qemu_img(path, "1M")
 
-    def change(fd: int, **how: object) -> ImageInfo:
-        info = check_image(fd, **how)  # type: ignore[arg-type]
-        if os.fstat(fd).st_ino == path.stat().st_ino:
-            beside = path.with_name("beside")
-            qemu_img("-o", f"data_file={outside}", beside, "1M")
-            outside.chmod(0o644)
-            path.write_bytes(beside.read_bytes())  # the same file
+    def change(source: Source, **how: Any) -> ImageInfo:
+        info = check_source(source, **how)
+        beside = path.with_name("beside")
+        qemu_img("-o", f"data_file={outside}", beside, "1M")
+        outside.chmod(0o666)
+        path.write_bytes(beside.read_bytes())  # the same file
         return info
 
-    monkeypatch.setattr(root if key == "image" else data, "check_image", change)
+    monkeypatch.setattr(data if mode == "readonly" else root, "check_source", change)
     ref = FileRef(root=qemu.directory, relative="a.qcow2")
     spec = qemu.spec()
-    if key == "image":
-        spec = replace(spec, root=RootDisk(image=ref, format="qcow2"))
-    else:
+    if mode == "readonly":
         spec = replace(spec, disks=(DiskSpec(name="d", format="qcow2", source=ref, readonly=True),))
+    else:
+        spec = replace(spec, root=RootDisk(image=ref, format="qcow2", mode=mode))
     with pytest.raises(SpecError, match=f"an image names '{outside}' in its header, expected one that is complete"):
         qemu.run(spec)
     assert qemu.processes() == NOTHING
