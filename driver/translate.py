@@ -67,7 +67,7 @@ def machine_spec(
         boot=_boot(finder, options),
         firmware=_firmware(finder, options),
         guest_os=options.guest_os,
-        root=_root(finder, options),
+        root=_root(complaints, finder, options),
         disks=_disks(finder, task, options),
         mounts=_mounts(complaints, task, options),
         tpm=options.tpm,
@@ -227,10 +227,18 @@ def _firmware(finder: _Finder, options: TaskConfig) -> FirmwareKind | FileRef:
             return finder.find("firmware", path)
 
 
-def _root(finder: _Finder, options: TaskConfig) -> RootDisk | None:
+def _root(complaints: Complaints, finder: _Finder, options: TaskConfig) -> RootDisk | None:
     if not options.image:
         return None
     image = finder.find("image", options.image)
+    in_place = options.root_mode == "direct" and options.image_format == "qcow2" and finder.may_change(image)
+    if in_place and options.root_size_bytes is not None:
+        # A tool grows it, as root, and would follow a file name that the job writes into the header meanwhile.
+        complaints.add(
+            "root_size",
+            "a qcow2 image in the task's directories is not grown where it lies, expected root_mode = copy or overlay",
+            value=options.root_size_bytes,
+        )
     return RootDisk(
         image=image,
         format=options.image_format,

@@ -27,6 +27,7 @@ from vmlib.errors import SpecError
 from vmlib.spec import (
     CoresSpec,
     DirectBoot,
+    DiskFormat,
     FileRef,
     MachineSpec,
     MountSpec,
@@ -34,6 +35,7 @@ from vmlib.spec import (
     NicSpec,
     PortForward,
     RootDisk,
+    RootMode,
     SeedSpec,
 )
 
@@ -242,6 +244,22 @@ def test_linux_boots_by_what_the_hypervisor_has() -> None:
     assert spec_of(TaskConfig(image="local/i.raw")).boot_firmware == ""
     assert spec_of(TaskConfig(image="local/i.raw", firmware="bios")).boot_firmware == ""
     assert spec_of(TaskConfig(kernel="local/vmlinuz")).boot_firmware == ""
+
+
+def test_no_tool_grows_a_qcow2_image_that_the_job_can_write_to_meanwhile() -> None:
+    def grown(image: str, image_format: DiskFormat, mode: RootMode = "direct") -> TaskConfig:
+        return TaskConfig(image=image, image_format=image_format, root_mode=mode, root_size_bytes=1 << 30)
+
+    for image in ("local/i.qcow2", "alloc/i.qcow2"):
+        assert refused(grown(image, "qcow2")).startswith(
+            "root_size = 1073741824: a qcow2 image in the task's directories"
+        )
+    for fine in (
+        grown("/srv/images/i.qcow2", "qcow2"),
+        grown("local/i.raw", "raw"),
+        grown("local/i.qcow2", "qcow2", "copy"),
+    ):
+        assert spec_of(fine).root is not None
 
 
 def test_firmware_of_elsewhere_is_refused() -> None:
