@@ -172,6 +172,7 @@ import ctypes, os, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 from vmlib.hooks import GivenDisk, Prepared
+from vmlib.spec import MountSpec
 
 class Odd:
     """Told what to do by its argument, DIRECTORY:WHAT."""
@@ -194,6 +195,9 @@ class Odd:
             case "nothing": return None
             case "vcpus": return Prepared(spec=replace(spec, vcpus=64))
             case "words": return Prepared(spec=replace(spec, boot=replace(spec.boot, cmdline="say=from-the-hook")))
+            case "share":
+                one = MountSpec(source=self.directory, guest_path="/srv/data", readonly=True)
+                return Prepared(spec=replace(spec, mounts=(*spec.mounts, one)))
             case "missing": return Prepared(disks=(GivenDisk(name="a", path=self.directory / "none"),))
             case "fifo":
                 os.mkfifo(self.directory / "fifo")
@@ -261,6 +265,18 @@ def test_what_a_hook_prints_does_no_harm_and_what_it_changes_is_what_starts(fake
     fake.hooks = (f"odd:{odd}:{what}",)
     one = fake.start("say=from-the-job")
     one.until_line("say from-the-hook" if what == "words" else "say from-the-job")
+    one.machine.destroy()
+    assert not (odd / "made").exists()
+
+
+@pytest.mark.needs("virtiofsd")
+def test_a_hook_gives_a_directory_as_a_share(qemu: Host, odd: Path) -> None:
+    qemu.hooks = (f"odd:{odd}:share",)
+    (odd / "of-hook").write_text("hello\n")
+    one = qemu.start("mount=srv-data:/m get=/m/of-hook put=/m/new:x say=done")
+    one.until_line("say done")
+    assert "got /m/of-hook hello" in one.out.lines
+    assert not (odd / "new").exists()  # it is read-only
     one.machine.destroy()
     assert not (odd / "made").exists()
 
