@@ -22,6 +22,7 @@ from vmlib.disk.cache import ImageCache
 from vmlib.disk.data import prepare_disk, wants_source
 from vmlib.disk.flash import open_firmware, prepare_uefi
 from vmlib.disk.intake import Intake, Tell
+from vmlib.disk.nfs_probe import silence
 from vmlib.disk.persistent import Holder
 from vmlib.disk.root import prepare_root, wants_image
 from vmlib.disk.seed import cloud_config, seed_files, with_user_data, write_seed
@@ -355,6 +356,10 @@ class Machines:
         for nic in spec.nics:
             if (sentence_ := explain_forward_failure(exc.log_tail, nic)) is not None:
                 return NoCapacityError(sentence_)
+        exports = {export.name: export for export in nfs.exports_of(spec)}
+        for name, why in silence(exports.values()).items():
+            if why:  # a VMM that waits for it answers nobody
+                return NoCapacityError(f"nfs.{name} ({exports[name].server}): {why}")
         return exc
 
     # -- later ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ from tests.lab.conftest import KvmHost
 from tests.lab.nfs_server import NfsServer, mounts
 from vmlib.disk import nfs
 from vmlib.errors import HostError, NoCapacityError, SpecError, VmError
+from vmlib.keeper import client as keeper
+from vmlib.keeper.plan import KeeperPlan
+from vmlib.process import Identity
 from vmlib.spec import DiskSpec, NfsExport, RootDisk
 
 LAB_S = 90.0  # for what takes 5 s outside
@@ -197,6 +200,21 @@ def test_a_server_that_falls_silent_in_a_start_fails_it_and_is_unmounted(
     with pytest.raises(NoCapacityError, match=r"^image = 'nfs://vms/disk\.qcow2': 127\.0\.0\.1 did not answer within"):
         kvm_host.start(boot=None, root=root_on(server))
     assert time.monotonic() - began < 40
+    assert mounts(kvm_host.layout.data_dir) == []
+
+
+def test_a_server_that_falls_silent_before_the_vmm_has_its_disks_fails_the_start_for_now(
+    kvm_host: KvmHost, server: NfsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = keeper.start_keeper
+
+    def cut_and_start(plan: KeeperPlan) -> tuple[keeper.Lease, Identity]:
+        server.cut()
+        return really(plan)
+
+    monkeypatch.setattr(keeper, "start_keeper", cut_and_start)
+    with pytest.raises(NoCapacityError, match=r"^nfs\.vms \(127\.0\.0\.1\): no answer within 5 s$"):
+        kvm_host.start(boot=None, root=root_on(server))
     assert mounts(kvm_host.layout.data_dir) == []
 
 
