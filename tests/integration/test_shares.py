@@ -189,6 +189,7 @@ def test_a_helper_that_ended_without_a_keeper_is_started_by_the_next_one(host: H
     [
         ("/nowhere/virtiofsd", "virtiofsd of share srv-data: /nowhere/virtiofsd: no such file or directory"),
         ("/bin/false", "virtiofsd of share srv-data ended with status 1"),
+        ("/bin/ls", "virtiofsd of share srv-data ended with status 2: Try '/bin/ls --help' for more information."),
     ],
 )
 def test_a_start_without_its_helper_fails_in_words_and_leaves_nothing(

@@ -56,12 +56,14 @@ class Helpers:
         *,
         tell: Callable[[str, str], None],
         lost: Callable[[str], None],
+        last_words: Callable[[], str],
     ) -> None:
         self._all = [Helper(plan) for plan in plans]
         self._run = run
         self._loop = loop
         self._tell = tell
         self._lost = lost
+        self._last_words = last_words
         self._ending = False
         self._cpus = os.sched_getaffinity(0)
         self.settled = False  # the machine is kept: from now on they are started again
@@ -146,7 +148,10 @@ class Helpers:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(helper.child.pid, signal.SIGKILL)
         status = helper.child.wait()
-        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        if status < 0:
+            return f"was killed by signal {-status}"
+        words = self._last_words() if status else ""
+        return f"ended with status {status}" + (f": {words}" if words else "")
 
     def _on_end(self, helper: Helper) -> None:
         how = self._forget(helper)

@@ -79,7 +79,14 @@ class Keeper:
         self.channel_lines = LineBuffer(_CHANNEL_LINE, skip_long=True)
         self.stdout = self._open_sink(plan.stdout)
         self.stderr = self._open_sink(plan.stderr)
-        self.helpers = Helpers(plan.helpers, self.run_paths, self.loop, tell=self._event, lost=self._on_helper_lost)
+        self.helpers = Helpers(
+            plan.helpers,
+            self.run_paths,
+            self.loop,
+            tell=self._event,
+            lost=self._on_helper_lost,
+            last_words=self._last_helper_words,
+        )
         self.helper_lost = ""  # one that ended before the machine was committed, in words
 
     # -- coming to life ------------------------------------------------------------------------------------------
@@ -91,10 +98,7 @@ class Keeper:
         write_atomic(self.run_paths.plan, self.plan.dump())
         log_fds = [sink.fd for sink in (self.stdout, self.stderr) if sink.pollable]
         with contextlib.ExitStack() as ours:
-            try:
-                sockets = self.helpers.start()
-            except SpawnError as exc:
-                raise SpawnError(self._with_helper_words(str(exc))) from exc
+            sockets = self.helpers.start()
             for sock in sockets.values():
                 ours.callback(sock.close)
             try:
@@ -211,19 +215,18 @@ class Keeper:
         self.stderr_tail = (self.stderr_tail + data)[-_TAIL:]
 
     def _on_helper_words(self) -> None:
-        data = read(self.helper_fd)
-        self.stderr.write(data)
-        self.helper_tail = (self.helper_tail + data)[-_TAIL:]
+        """Kept for the message about one that fails. Not for the task's log: they complain of each VMM's end."""
+        self.helper_tail = (self.helper_tail + read(self.helper_fd))[-_TAIL:]
 
     def _on_helper_lost(self, sentence: str) -> None:
         """A machine that lacks a helper from the beginning is none: whoever starts it is told why."""
-        self.helper_lost = self.helper_lost or self._with_helper_words(sentence)
+        self.helper_lost = self.helper_lost or sentence
         self._kill_vmm()
 
-    def _with_helper_words(self, sentence: str) -> str:
+    def _last_helper_words(self) -> str:
         self._on_helper_words()
         words = self.helper_tail.decode(errors="replace").strip().splitlines()
-        return f"{sentence}: {words[-1]}" if words else sentence
+        return words[-1][:300] if words else ""
 
     def _on_monitor(self) -> None:
         assert self.monitor_sock is not None
