@@ -63,6 +63,7 @@ def _virtiofsd_argv(virtiofsd: Program, directory: str) -> list[str]:
         "--fd={fd:listener}",
         f"--shared-dir={directory}",
         "--modcaps=-mknod",
+        "--inode-file-handles=never",  # they would need CAP_DAC_READ_SEARCH
         "--announce-submounts",
         "--log-level=error",
     ]

@@ -55,6 +55,7 @@ def test_virtiofsd_that_stands_alone() -> None:
         "--fd={fd:listener}",
         "--shared-dir=/run/chv/m/x/fs0.d",
         "--modcaps=-mknod",
+        "--inode-file-handles=never",
         "--announce-submounts",
         "--log-level=error",
     ]
