@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from vmlib import probe
+from vmlib import cpuset, probe
 from vmlib.cgroup import MachineGroups
 from vmlib.errors import HostError
 from vmlib.keeper.plan import HelperPlan
@@ -50,7 +50,7 @@ def share_helper(share: ShareAttachment, virtiofsd: Program, run: RunPaths, grou
         readonly=share.readonly,
         capabilities=[*_FILE_CAPABILITIES, *_SANDBOX_CAPABILITIES],
         cgroups=_cgroups(groups),
-        follow=_follows(groups),
+        seat=_seat(groups),
     )
 
 
@@ -63,6 +63,7 @@ def _virtiofsd_argv(virtiofsd: Program, directory: str) -> list[str]:
         "--fd={fd:listener}",
         f"--shared-dir={directory}",
         "--modcaps=-mknod",
+        "--inode-file-handles=never",  # they would need CAP_DAC_READ_SEARCH
         "--announce-submounts",
         "--log-level=error",
     ]
@@ -88,20 +89,21 @@ def tpm_helper(tpm: TpmAttachment, swtpm: str, credentials: Credentials, groups:
         uid=credentials.uid,
         gid=credentials.gid,
         cgroups=_cgroups(groups),
-        follow=_follows(groups),
+        seat=_seat(groups),
     )
 
 
 def _cgroups(groups: MachineGroups) -> list[str]:
     """The VMM's, so that its limits hold for all; but with the keeper's CPUs, where that can be had apart (v1)."""
-    return [
-        str(groups.keeper_cpuset if path == groups.cpuset and not _follows(groups) else path) for path in groups.vmm
-    ]
+    apart = not groups.threaded and groups.cpuset != groups.memory
+    return [str(groups.keeper_cpuset if apart and path == groups.cpuset else path) for path in groups.vmm]
 
 
-def _follows(groups: MachineGroups) -> bool:
-    """On v2 one group says both whose memory it is and which CPUs it may use."""
-    return groups.cpuset is not None and groups.cpuset == groups.memory
+def _seat(groups: MachineGroups) -> str:
+    """On v2 one group says both whose memory it is and which CPUs; the VMM's other threads have a part of it."""
+    if not groups.threaded or groups.cpuset is None:
+        return ""
+    return str(cpuset.thread_group_paths(groups.cpuset, 0)[0])
 
 
 def make_tpm_dir(path: Path, credentials: Credentials) -> TpmAttachment:

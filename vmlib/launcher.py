@@ -129,8 +129,6 @@ def launch(spec: dict[str, Any], parent: int) -> None:
     _save_identity(Path(spec["identity"]))
     for group in spec["cgroups"]:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
-    if spec.get("cpus"):
-        os.sched_setaffinity(0, spec["cpus"])
     if mount := spec.get("mount"):
         mount_for_ourselves(spec["fds"][mount["directory"]], mount["at"], readonly=mount["readonly"])
     Path("/proc/self/oom_score_adj").write_text("0")

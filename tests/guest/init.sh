@@ -208,6 +208,7 @@ obey() {
     mount=*) mount_share "${1#*=}" ;;
     put=*) put "${1#*=}" ;;
     get=*) get "${1#*=}" ;;
+    list=*) echo "list ${1#*=} $(ls -l "${1#*=}" | wc -l)" ;;
     remount-rw=*) mount -o remount,rw "${1#*=}" 2>/dev/null && echo "remounted ${1#*=}" ;;
     tpm) read_tpm ;;
     keep-writing=*) keep_writing "${1#*=}" & ;;

@@ -32,6 +32,7 @@ V2 = MachineGroups(
     cpuset=CGROUP / "chv.slice/x/vmm",
     keeper_cpuset=CGROUP / "chv.slice/x/keeper",
     memory=CGROUP / "chv.slice/x/vmm",
+    threaded=True,
 )
 
 
@@ -55,6 +56,7 @@ def test_virtiofsd_that_stands_alone() -> None:
         "--fd={fd:listener}",
         "--shared-dir=/run/chv/m/x/fs0.d",
         "--modcaps=-mknod",
+        "--inode-file-handles=never",
         "--announce-submounts",
         "--log-level=error",
     ]
@@ -76,13 +78,13 @@ def test_swtpm_has_no_privilege_and_no_path_of_the_hosts() -> None:
     assert (plan.uid, plan.gid, plan.capabilities) == (200000, 200001, [])
 
 
-def test_a_helper_has_the_memory_of_the_vmm_and_the_cpus_of_the_keeper() -> None:
+def test_a_helper_has_the_memory_of_the_vmm_and_no_cpu_of_its_guest() -> None:
     one = share_helper(SHARE, OF_QEMU, RUN, V1)
     assert one.cgroups == [f"{CGROUP}/cpuset/chv/x/keeper", f"{CGROUP}/memory/chv/x/vmm"]
-    assert not one.follow
+    assert one.seat == ""
     two = share_helper(SHARE, OF_QEMU, RUN, V2)
     assert two.cgroups == [f"{CGROUP}/chv.slice/x/vmm"]
-    assert two.follow
+    assert two.seat == f"{CGROUP}/chv.slice/x/vmm/emu"
     assert share_helper(SHARE, OF_QEMU, RUN, MachineGroups()).cgroups == []
 
 

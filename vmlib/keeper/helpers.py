@@ -25,7 +25,6 @@ _FIRST_DELAY_S = 0.2
 _MAX_DELAY_S = 60.0
 _LONG_LIFE_S = 60.0  # whoever lived that long is no sign of a loop
 _END_S = 0.5
-_FOLLOW_S = 5.0
 
 
 def next_delay_s(delay_s: float, lived_s: float) -> float:
@@ -46,7 +45,7 @@ class Helper:
 
 
 class Helpers:
-    """All helpers of one machine. `tell` takes an event, `lost` the sentence about one that ended before `settled`."""
+    """All helpers of one machine. `tell` takes an event, `lost` the sentence about one that ended before `settle`."""
 
     def __init__(
         self,
@@ -65,8 +64,7 @@ class Helpers:
         self._lost = lost
         self._last_words = last_words
         self._ending = False
-        self._cpus = os.sched_getaffinity(0)
-        self.settled = False  # the machine is kept: from now on they are started again
+        self._settled = False
 
     def start(self) -> dict[str, socket.socket]:
         """Start all, and return for each a socket that leads to it; the caller closes them. Raises SpawnError."""
@@ -82,7 +80,6 @@ class Helpers:
                 sock.close()
             self.end()
             raise
-        self._keep_following()
         return sockets
 
     def _connect(self, sock: socket.socket, helper: Helper) -> None:
@@ -96,7 +93,7 @@ class Helpers:
 
     def adopt(self) -> None:
         """Take those over that the keeper before us started; one that ended meanwhile is started again."""
-        self.settled = True
+        self._settled = True
         for helper in self._all:
             helper.who = process.load_identity(self._run.helper(helper.plan.name))
             fd = None if helper.who is None else open_process(helper.who)
@@ -104,7 +101,12 @@ class Helpers:
                 self._start_later(helper, "ended while there was no keeper")
             else:
                 self._watch(helper, fd)
-        self._keep_following()
+
+    def settle(self) -> None:
+        """The machine is there, with all its threads in their places, and is kept: they are started again from now."""
+        self._settled = True
+        for helper in self._all:
+            _take_seat(helper)
 
     def pids(self) -> dict[str, int]:
         """Those that live, by name."""
@@ -157,7 +159,7 @@ class Helpers:
         how = self._forget(helper)
         if self._ending:
             return
-        if self.settled:
+        if self._settled:
             self._start_later(helper, how)
         else:
             self._lost(f"{helper.plan.what} {how}")
@@ -181,20 +183,6 @@ class Helpers:
         if first:
             self._tell("helper restarted", f"helper restarted: {helper.plan.what} {how}; {helper.plan.loss}")
 
-    def _keep_following(self) -> None:
-        if any(one.plan.follow for one in self._all):
-            self._loop.after(_FOLLOW_S, self._follow)
-
-    def _follow(self) -> None:
-        """The keeper's CPUs change as machines come and go."""
-        cpus = os.sched_getaffinity(0)
-        if cpus != self._cpus:
-            self._cpus = cpus
-            for one in self._all:
-                if one.plan.follow and one.who is not None and one.fd >= 0:
-                    _place(one.who.pid, cpus)
-        self._keep_following()
-
 
 def _signal(helper: Helper, number: int) -> None:
     """To the whole group of one that is our child, since virtiofsd is two processes."""
@@ -205,11 +193,14 @@ def _signal(helper: Helper, number: int) -> None:
         process.send_signal(helper.who, number)
 
 
-def _place(pid: int, cpus: set[int]) -> None:
-    for group in [pid, *_children(pid)]:
-        with contextlib.suppress(OSError):  # a thread that has ended, or a group that has none of these CPUs yet
-            for tid in os.listdir(f"/proc/{group}/task"):
-                os.sched_setaffinity(int(tid), cpus)
+def _take_seat(helper: Helper) -> None:
+    """Away from the vCPUs' places. Whoever runs already is moved with its child; the group takes whole processes."""
+    if helper.fd < 0 or helper.who is None or not helper.plan.seat:
+        return
+    for pid in (helper.who.pid, *_children(helper.who.pid)):
+        # It may have ended, and a machine that floats has no such group.
+        with contextlib.suppress(OSError), open(f"{helper.plan.seat}/cgroup.procs", "r+") as file:
+            file.write(str(pid))
 
 
 def _children(pid: int) -> list[int]:

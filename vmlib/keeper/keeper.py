@@ -351,7 +351,8 @@ class Keeper:
                     self.run_paths.committed.touch()
                 except OSError as exc:
                     return {"ok": False, "reason": f"{exc.filename}: {(exc.strerror or str(exc)).lower()}"}
-                self.committed = self.helpers.settled = True
+                self.committed = True
+                self.helpers.settle()
             case {"op": "console"}:
                 client.attached = True
             case _:

@@ -27,7 +27,7 @@ class HelperPlan:
     gid: int = 0
     capabilities: list[int] = field(default_factory=list)  # of root; all others are dropped for good
     cgroups: list[str] = field(default_factory=list)
-    follow: bool = False  # runs on the keeper's CPUs, because its cgroup has the vCPUs' as well
+    seat: str = ""  # a threaded cgroup below one of these, in which it belongs as soon as there is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,8 +92,7 @@ def spawn_helper(plan: HelperPlan, run: RunPaths) -> "subprocess.Popen[bytes]":
             "gid": plan.gid,
             "groups": [],
             "capabilities": plan.capabilities,
-            "cgroups": plan.cgroups,
-            "cpus": sorted(os.sched_getaffinity(0)) if plan.follow else [],
+            "cgroups": [*plan.cgroups, *([plan.seat] if plan.seat and Path(plan.seat).exists() else ())],
         }
         if plan.bind:
             spec["mount"] = {"directory": plan.bind, "at": plan.bind_at, "readonly": plan.readonly}
