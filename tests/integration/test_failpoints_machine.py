@@ -16,8 +16,8 @@ from vmlib.errors import HostError, HypervisorError, NoCapacityError
 from vmlib.postflight import persistent_disks
 from vmlib.spec import CoresSpec, MachineSpec
 
-# `child.vmm` and `child.helper` are the keeper's, `child.adopt` lies on another way, and for `child.far` there has to be a
-# file server (tests/lab/test_nfs.py): each has a test of its own.
+# `child.vmm` and `child.helper` are the keeper's, `child.adopt` lies on another way, and for `child.far` there has to
+# be a file server (tests/lab/test_nfs.py): each has a test of its own.
 OTHERS = ("child.vmm", "child.helper", "child.adopt", "child.far")
 STARTING = [place for place in failpoint.PLACES if place not in OTHERS]
 
