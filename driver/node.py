@@ -25,10 +25,11 @@ from vmlib.disk import nfs_probe
 from vmlib.errors import HostError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout
 from vmlib.probe import find_program
 from vmlib.running import Machine
+from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
 from vmlib.sweep import Sweeper
 

@@ -1,61 +1,41 @@
-"""How a machine comes to be: preflight, spawn, verify, boot. The one module that sees all parts.
+"""How a machine comes to be: preflight, spawn, verify, boot. With `preflight` the one module that sees all parts.
 
 Synchronous on purpose: whoever has an event loop calls from a thread, whoever has none just calls.
 """
 
 import contextlib
 import errno
-import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from vmlib import cgroup, credentials, failpoint, far, files, helpers, hook_run, hugepages, memory, postflight, process
-from vmlib.cores.service import Assigned, Cores, CoreSettings, Notice
+from vmlib import cgroup, failpoint, files, helpers, hugepages, memory, postflight, process
+from vmlib.cores.service import Assigned, Cores
 from vmlib.cores.words import Entry
 from vmlib.disk import nfs
 from vmlib.disk.cache import ImageCache
-from vmlib.disk.data import prepare_disk, wants_source
-from vmlib.disk.flash import open_firmware, prepare_uefi
-from vmlib.disk.intake import Intake, Tell
+from vmlib.disk.intake import Tell
 from vmlib.disk.nfs_probe import silence
-from vmlib.disk.persistent import Holder
-from vmlib.disk.root import prepare_root, wants_image
-from vmlib.disk.seed import cloud_config, seed_files, with_user_data, write_seed
-from vmlib.disk.stage import stage_boot
-from vmlib.disk.volume import prepare_mounts
 from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, SpecError, VmError
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
 from vmlib.keeper import client as keeper
 from vmlib.keeper.plan import HelperPlan, KeeperPlan
-from vmlib.net.user import attach_user, explain_forward_failure
+from vmlib.net.user import explain_forward_failure
 from vmlib.paths import Layout, MachinePaths, RunPaths
+from vmlib.preflight import Preflight, firmware_of, make_private
 from vmlib.record import MachineRecord, Mark, load_machine, load_mark
-from vmlib.resources import Credentials, DiskAttachment, FirmwareFiles, OpenFile, Resources, ShareAttachment
 from vmlib.running import Machine, take_back
-from vmlib.spec import FileRef, MachineSpec
+from vmlib.settings import HostSettings
+from vmlib.spec import MachineSpec
 
 _DATA_VERSION = "1"
 _MAX_THREADS = 1024  # of a VMM beside its vCPUs: each disk's pool has up to 64
 
 Choose = Callable[[MachineSpec], tuple[Hypervisor, str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostSettings:
-    """What the operator decided for all machines."""
-
-    layout: Layout
-    vm_uids: range | None = None
-    vm_user: str = ""
-    image_max_size_bytes: int = 2 << 40
-    hooks: tuple[str, ...] = ()  # of vmlib.hooks, each NAME or NAME:ARGUMENT; for every machine, in this order
-    cores: CoreSettings = field(default_factory=CoreSettings)
 
 
 class Machines:
@@ -64,6 +44,7 @@ class Machines:
     def __init__(self, settings: HostSettings, choose: Choose, attach: Callable[[str, Path], Vmm]) -> None:
         self._settings = settings
         self._layout = settings.layout
+        self._preflight = Preflight(settings)
         self._choose = choose
         self._attach = attach
         self.cores = Cores(settings.layout, settings.cores, self._known)
@@ -76,33 +57,14 @@ class Machines:
         For a caller that wants to tell of it, or to have it done elsewhere than the rest; a start does without.
         Raises VmError.
         """
-        into = self._layout.machine(spec.name).disk_dir
-        intake = self._intake(tell)
-        root = spec.root
-        wanted = []
-        # What lies on a file server is brought by the start itself, which mounts that.
-        if root is not None and root.image.nfs is None and (root.cached or root.packed) and wants_image(root, into):
-            wanted.append((root.image, root.format, root.packed, "image"))
-        for index, disk in enumerate(spec.disks):
-            if disk.source is None or disk.source.nfs is not None:
-                continue
-            if (disk.packed or disk.cached) and wants_source(disk, into):
-                wanted.append((disk.source, disk.format, disk.packed, f"disk[{index}].source"))
-        if not wanted:
-            return
         try:
-            _make_private(self._layout.data_dir)
-            for ref, format_, packed, key in wanted:
-                intake.bring(ref, format_, packed, None, key=key)
+            self._preflight.bring_images(spec, tell)
         except OSError as exc:
             raise _translate(exc) from exc
 
     @property
     def images(self) -> ImageCache:
-        return ImageCache(self._layout.cache)
-
-    def _intake(self, tell: Tell | None = None) -> Intake:
-        return Intake(self.images, max_virtual_bytes=self._settings.image_max_size_bytes, tell=tell)
+        return self._preflight.images
 
     def start(self, spec: MachineSpec) -> Machine:
         """Start a machine and let its guest run. A second call with the same id returns what the first one made.
@@ -118,9 +80,9 @@ class Machines:
 
     def _start_once(self, spec: MachineSpec, paths: MachinePaths) -> Machine:
         for directory in (self._layout.data_dir, self._layout.machines, self._layout.run_dir):
-            _make_private(directory)
+            make_private(directory)
         _check_version(self._layout)
-        _make_private(paths.root)
+        make_private(paths.root)
         with files.locked(paths.lock):
             if (machine := self._already_started(paths, spec.id)) is not None:
                 return machine
@@ -147,19 +109,19 @@ class Machines:
         with journal.rollback_on_error(), ExitStack() as ours:
             failpoint.hit("start.journal")
             journal.note("run_dir.remove", path=str(run.root))
-            _make_private(run.root.parent)
+            make_private(run.root.parent)
             run.root.mkdir(mode=0o700)
             failpoint.hit("start.run_dir")
 
-            spec, given = self._with_hooks(spec, run, ours, journal)
+            spec, given = self._preflight.with_hooks(spec, run, ours, journal)
             failpoint.hit("start.hooks")
             if self._settings.hooks:
                 hypervisor, reason = self._choose(spec)  # they may have changed what the machine needs
-            spec = self._mounted(spec, run, journal)
+            spec = self._preflight.mounted(spec, run, journal)
             failpoint.hit("start.mounted")
-            who = self._credentials(hypervisor, paths, run, journal)
-            res, told = self._resources(spec, given, paths, run, who, ours, journal)
-            res = replace(res, firmware=_firmware(spec, hypervisor, paths, ours))
+            who = self._preflight.credentials(hypervisor, paths, run, journal)
+            res, told = self._preflight.resources(spec, given, paths, run, who, ours, journal)
+            res = replace(res, firmware=firmware_of(spec, hypervisor, paths, ours))
             failpoint.hit("start.files")
             journal.note("cores.free", machine_id=spec.id)
             assigned = self.cores.reserve(spec)
@@ -217,33 +179,6 @@ class Machines:
         machine.notices = (*assigned.notices, *told)
         return machine
 
-    def _with_hooks(
-        self, spec: MachineSpec, run: RunPaths, ours: ExitStack, journal: Journal
-    ) -> tuple[MachineSpec, tuple[DiskAttachment, ...]]:
-        """The machine as the operator's hooks want it, and the disks that they give it."""
-
-        def note(hook: str, state: Mapping[str, str]) -> None:
-            journal.note(
-                "hook.postflight",
-                hook=hook,
-                state=json.dumps(dict(state)),
-                machine=spec.name,
-                machine_id=spec.id,
-                run_dir=str(run.root),
-            )
-
-        limit = self._settings.image_max_size_bytes
-        return hook_run.run_preflights(self._settings.hooks, spec, note, ours, max_virtual_bytes=limit)
-
-    def _mounted(self, spec: MachineSpec, run: RunPaths, journal: Journal) -> MachineSpec:
-        """Mount what the machine needs of file servers; the same spec with its files beneath those mounts."""
-        roots = {}
-        for export in nfs.exports_of(spec):
-            roots[export.name] = self._layout.mounts(run.root) / export.name
-            journal.note("nfs.unmount", path=str(roots[export.name]), run_dir=str(run.root))
-            nfs.mount(export, roots[export.name])
-        return nfs.with_roots(spec, roots)
-
     def _groups(
         self, spec: MachineSpec, assigned: Assigned, hypervisor: Hypervisor, journal: Journal
     ) -> cgroup.MachineGroups:
@@ -261,96 +196,6 @@ class Machines:
         )
         cgroup.prepare(groups, limits=limits, cpus=wanted.cpus, mems=wanted.nodes, keeper_cpus=wanted.keeper)
         return groups
-
-    def _credentials(self, hypervisor: Hypervisor, paths: MachinePaths, run: RunPaths, journal: Journal) -> Credentials:
-        if self._settings.vm_uids is not None:
-            with files.locked(self._layout.uids_lock):
-                uid = credentials.pick_uid(self._settings.vm_uids, self._held_uids())
-                journal.note("uid.free", path=str(paths.uid), run_dir=str(run.root))
-                files.write_atomic(paths.uid, str(uid).encode())
-            who = Credentials(uid=uid, gid=uid)
-        else:
-            who = credentials.for_user(self._settings.vm_user) or credentials.ours()
-        return credentials.with_kvm(who) if hypervisor.accel == "kvm" else who
-
-    def _held_uids(self) -> set[int]:
-        held = set()
-        for path in self._layout.machines.glob("*/*/uid"):
-            with contextlib.suppress(FileNotFoundError, ValueError):  # freed meanwhile, or cut short by a power failure
-                held.add(int(path.read_text()))
-        return held
-
-    def _resources(
-        self,
-        spec: MachineSpec,
-        given: tuple[DiskAttachment, ...],
-        paths: MachinePaths,
-        run: RunPaths,
-        who: Credentials,
-        ours: ExitStack,
-        journal: Journal,
-    ) -> tuple[Resources, list[Notice]]:
-        """Make everything the VMM gets. Open files go to `ours` one by one: a later step may raise."""
-
-        def keep(file: OpenFile | None) -> None:
-            if file is not None:
-                ours.callback(far.close if file.remote else os.close, file.fd)
-
-        disks: list[DiskAttachment] = []
-        told: list[Notice] = []
-        intake = self._intake()
-        if spec.root is not None or spec.disks:
-            _make_private(paths.disk_dir)
-        if spec.root is not None:
-            disks.append(prepare_root(spec.root, paths.disk_dir, intake=intake))
-            keep(disks[-1].file)
-            keep(disks[-1].backing)
-        persistent = postflight.persistent_disks(self._layout)
-        holder = Holder(machine_id=spec.id, name=spec.name, boot_id=process.boot_id(), run_dir=str(run.root))
-        for index, disk in enumerate(spec.disks):
-            if disk.persistent is not None:
-                directory = persistent.directory(disk.persistent)
-                journal.note("disk.release", directory=str(directory), machine_id=spec.id)
-            new, words = prepare_disk(disk, index, paths.disk_dir, persistent=persistent, holder=holder, intake=intake)
-            disks.append(new)
-            keep(new.file)
-            if words:
-                told.append(Notice(spec.id, "disk created", words))
-        disks += given
-        shares: list[ShareAttachment] = []
-        for one in prepare_mounts(spec.mounts):
-            if isinstance(one, ShareAttachment):
-                shares.append(one)
-            else:
-                disks.append(one)
-                keep(one.file)
-        if spec.seed is not None:
-            disks.append(
-                write_seed(
-                    paths.seed,
-                    seed_files(
-                        with_user_data(spec.seed), spec.nics, vendor_config=cloud_config(shares), guest_os=spec.guest_os
-                    ),
-                )
-            )
-            keep(disks[-1].file)
-        boot = None
-        if spec.boot is not None:
-            _make_private(paths.boot_dir)
-            boot = stage_boot(spec.boot, paths.boot_dir, owner_uid=who.uid, owner_gid=who.gid)
-            keep(boot.kernel)
-            keep(boot.initrd)
-        nics = tuple(attach_user(nic, index) for index, nic in enumerate(spec.nics))
-        made = Resources(
-            run_dir=run.root,
-            credentials=who,
-            boot=boot,
-            disks=tuple(disks),
-            shares=tuple(shares),
-            tpm=helpers.make_tpm_dir(paths.tpm_dir, who) if spec.tpm else None,
-            nics=nics,
-        )
-        return made, told
 
     def _explained(self, exc: HypervisorError, spec: MachineSpec) -> VmError:
         for nic in spec.nics:
@@ -442,25 +287,6 @@ def _check_version(layout: Layout) -> None:
             f"{path} says {found[:32]!r}, expected {_DATA_VERSION}",
             hint="the data directory is of another version of chv: use that, or another data_dir",
         )
-
-
-def _make_private(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _firmware(spec: MachineSpec, hypervisor: Hypervisor, paths: MachinePaths, ours: ExitStack) -> FirmwareFiles | None:
-    """The firmware that the machine brings along; None when the hypervisor's own will do. `ours` closes the files."""
-    firmware = spec.boot_firmware
-    if not firmware:
-        return None
-    if isinstance(firmware, FileRef):
-        files_ = open_firmware(firmware)
-    else:
-        files_ = prepare_uefi(paths.firmware_vars, hypervisor.uefi_firmware)
-    for file in (files_.code, files_.variables):
-        if file is not None:
-            ours.callback(os.close, file.fd)
-    return files_
 
 
 def _keeper_plan(

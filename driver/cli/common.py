@@ -14,9 +14,10 @@ from driver.schema import plugin_spec
 from driver.translate import machine_name
 from vmlib.errors import HypervisorError, VmError
 from vmlib.hypervisor.select import attach, choose, probe_offers
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout
 from vmlib.running import Machine
+from vmlib.settings import HostSettings
 
 
 class UsageError(Exception):

@@ -22,9 +22,10 @@ from vmlib.disk.seed import seed_files, write_seed
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.select import attach
 from vmlib.keeper.client import reap
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout
 from vmlib.resources import DiskAttachment
+from vmlib.settings import HostSettings
 from vmlib.spec import FileRef, MachineSpec, NicSpec, RootDisk, RootMode, SeedSpec
 
 MIB = 1 << 20

@@ -15,10 +15,11 @@ from vmlib import probe
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.select import attach
 from vmlib.keeper.client import reap
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout
 from vmlib.resources import BootFiles, Credentials, OpenFile, Resources
 from vmlib.running import Machine
+from vmlib.settings import HostSettings
 from vmlib.spec import DirectBoot, FileRef, MachineSpec
 
 BANNER = b"chv test guest: up"

@@ -20,8 +20,9 @@ from driver.devhost.pluginproc import LogLine, PluginProcess
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.select import attach
 from vmlib.keeper.client import reap
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout
+from vmlib.settings import HostSettings
 
 # All that the driver looks at in a kernel, and the fake hypervisor boots anything. Every machine gets a copy.
 _KERNEL = b"\x7fELF"

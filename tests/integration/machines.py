@@ -23,11 +23,12 @@ from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.select import attach
 from vmlib.keeper.client import Connection, reap
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout
 from vmlib.process import Identity
 from vmlib.record import ExitRecord
 from vmlib.running import Machine
+from vmlib.settings import HostSettings
 from vmlib.spec import CoresSpec, DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, RootDisk
 
 CHECKOUT = Path(__file__).parent.parent.parent

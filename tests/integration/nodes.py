@@ -22,9 +22,10 @@ from vmlib import process
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.select import attach
 from vmlib.keeper.client import reap
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout, RunPaths
 from vmlib.process import Identity
+from vmlib.settings import HostSettings
 
 READY = "chv test guest: ready"
 NOTHING: dict[str, list[int]] = {"keeper": [], "vmm": [], "launcher": []}

@@ -20,8 +20,9 @@ from vmlib.cores.plan import Policy
 from vmlib.cores.service import CoreSettings
 from vmlib.errors import HostError, NoCapacityError
 from vmlib.hypervisor.select import attach
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout, run_key
+from vmlib.settings import HostSettings
 from vmlib.spec import CoresSpec
 
 EXCLUSIVE = CoresSpec(exclusive=True)

@@ -17,7 +17,8 @@ from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.firmware import descriptor_files, read_descriptor
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.select import attach
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
+from vmlib.settings import HostSettings
 from vmlib.spec import DiskSpec, FileRef, SeedSpec
 
 BOOT_S = 150.0  # under TCG it takes ten seconds on an idle host

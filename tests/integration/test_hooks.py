@@ -19,7 +19,8 @@ from vmlib import hook_run
 from vmlib.errors import HostError, NoCapacityError, SpecError
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.select import attach
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
+from vmlib.settings import HostSettings
 from vmlib.sweep import Sweeper
 
 MIB = 1 << 20

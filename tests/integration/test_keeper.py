@@ -18,9 +18,10 @@ from vmlib import process
 from vmlib.hypervisor.base import LaunchPlan
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.select import attach
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import run_key
 from vmlib.resources import Resources
+from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
 
 PANIC = "Kernel panic - not syncing: sysrq triggered crash"

@@ -23,9 +23,10 @@ from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.select import attach
 from vmlib.keeper.client import Lease
 from vmlib.ladder import ladder
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.record import load_machine
 from vmlib.resources import Resources
+from vmlib.settings import HostSettings
 from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward
 
 

@@ -18,7 +18,8 @@ from vmlib.cores.plan import Policy
 from vmlib.cores.service import CoreSettings
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.select import attach
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
+from vmlib.settings import HostSettings
 
 ROUND = "test_round.py"
 

@@ -17,8 +17,9 @@ from tests.nomad.conftest import make_agent
 from tests.nomad.test_jobs import JOBS, task_of
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import attach
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout
+from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
 
 SERVICE = JOBS / "service.nomad.hcl"

@@ -9,9 +9,10 @@ import pytest
 
 from vmlib import process
 from vmlib.errors import HostError
-from vmlib.machine import HostSettings, Machines
+from vmlib.machine import Machines
 from vmlib.paths import Layout
 from vmlib.record import MachineRecord, Mark
+from vmlib.settings import HostSettings
 from vmlib.sweep import Sweeper
 
 
