@@ -4,6 +4,7 @@ Each job is started with no room at all and then with a little more each time, u
 its way is once the one for which there is none.
 """
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -106,6 +107,7 @@ SOURCE = 'disk {{\n name = "d"\n source = "{images}/data.raw"\n }}'
         (KERNEL, 'hostname = "h"', "seed disk"),
         (IMAGE, "", "root disk"),
         ('image = "{images}/data.raw"\n root_mode = "copy"', "", "root disk"),
+        ('image = "{images}/data.raw.gz"', "", "image cache"),
         (KERNEL, 'disk {{\n name = "d"\n size = "1GiB"\n format = "qcow2"\n }}', "disk[0] "),
         (KERNEL, SOURCE, "disk[0] "),
         (
@@ -116,12 +118,13 @@ SOURCE = 'disk {{\n name = "d"\n source = "{images}/data.raw"\n }}'
         ('kernel = "{images}/large"', "", "kernel "),
         ('kernel = "{images}/kernel"\n initrd = "{images}/large"', "", "initrd "),
     ],
-    ids=["seed", "overlay", "copy", "new-disk", "copied-disk", "persistent", "kernel", "initrd"],
+    ids=["seed", "overlay", "copy", "cache", "new-disk", "copied-disk", "persistent", "kernel", "initrd"],
 )
 async def test_a_full_disk_is_one_clear_error_at_every_step_and_leaves_nothing(
     fake_node: Node, small: SmallDisk, boot: str, config: str, words: str
 ) -> None:
     (fake_node.images / "data.raw").write_bytes(b"data" * (64 * KIB))
+    (fake_node.images / "data.raw.gz").write_bytes(gzip.compress(os.urandom(256 * KIB)))
     (fake_node.images / "large").write_bytes(b"\x7fELF" * (32 * KIB))
     places = {"guest": fake_node.guest, "images": fake_node.images}
     job = fake_node.job(boot=boot.format(**places), config=config.format(**places))

@@ -48,6 +48,9 @@ class ImageCache:
     def __init__(self, top: Path) -> None:
         self._top = top
 
+    def __str__(self) -> str:
+        return f"image cache {self._top}"
+
     def get(self, source_fd: int, recipe: Recipe, target: Path | None, *, what: str) -> str:
         """Give a machine its own name `target` for the image of a file, which is made now if nobody did it before.
 
@@ -55,7 +58,7 @@ class ImageCache:
         words for it. Returns the image's name here. Raises SpecError, NoCapacityError when the host's disk is full,
         HostError; nothing partial stays.
         """
-        with told(what):
+        with told(f"{what}, {self}"):
             for name in ("images", "seen", "locks"):
                 (self._top / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             while True:

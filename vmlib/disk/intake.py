@@ -80,6 +80,7 @@ class Intake:
                     what=what,
                     progress=progress,
                     read=digest.update,
+                    target=str(self._cache),
                 )
             check_image(target_fd, declared=format_, key=key, path=ref, max_virtual_bytes=limit)
             return digest.hexdigest()

@@ -83,32 +83,33 @@ def unpack(
     what: str,
     progress: Progress | None = None,
     read: Callable[[bytes], object] = len,
+    target: str = "",
 ) -> int:
     """Fill the empty file `target_fd` with what the file `source_fd` holds, and return its size in bytes.
 
     Both stay the caller's, and their positions do not matter. Several streams in a row are one image, as for the tools
     that make them. `progress` is called at most once a second, and at the end; what it raises ends the work.
-    `read` gets every byte of the source in order, as a checksum would want it.
+    `read` gets every byte of the source in order, as a checksum would want it. `target` says where there is no room.
     Raises SpecError (`what` begins the complaint), NoCapacityError when the host's disk is full or the time is up,
     HostError. The target holds something partial then, for the caller to throw away.
     """
-    with told(what):
+    with told(f"{what}, {target}" if target else what):
         source = _Source(source_fd, kind=kind, what=what, limits=limits, progress=progress, seen=read)
         expect_kind(os.pread(source_fd, HEAD_BYTES, 0), kind, what=what)
-        target = _Sparse(target_fd)
+        sparse = _Sparse(target_fd)
         for piece in _pieces(source, kind, limits):
             source.check_time()
-            if target.size_bytes + len(piece) > limits.max_bytes:
+            if sparse.size_bytes + len(piece) > limits.max_bytes:
                 raise SpecError(f"{what}: unpacks to more than {in_words(limits.max_bytes)}, expected at most that")
-            target.add(piece)
-            if target.data_bytes > max(limits.ratio_from_bytes, limits.max_ratio * source.read_bytes):
+            sparse.add(piece)
+            if sparse.data_bytes > max(limits.ratio_from_bytes, limits.max_ratio * source.read_bytes):
                 raise SpecError(
-                    f"{what}: its first {source.read_bytes} bytes unpack to {target.data_bytes},"
+                    f"{what}: its first {source.read_bytes} bytes unpack to {sparse.data_bytes},"
                     f" expected at most {limits.max_ratio} times as many"
                 )
-        target.end()
+        sparse.end()
         source.report_end()
-        return target.size_bytes
+        return sparse.size_bytes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
