@@ -61,12 +61,13 @@ def daemons(one: Running) -> list[int]:
 
 def test_what_guest_and_host_write_into_a_share_the_other_one_reads(host: Host, directory: Path) -> None:
     one = host.start(
-        "mount=srv-data:/m get=/m/of-host put=/m/of-guest:hi get=/m/later poweroff", mounts=share(directory)
+        "mount=srv-data:/m get=/m/of-host put=/m/of-guest:hi list=/m get=/m/later poweroff", mounts=share(directory)
     )
     one.until_line("mounted srv-data")
     one.until_line("got /m/of-host hello")
     one.until_line("put /m/of-guest")
     assert (directory / "of-guest").read_text() == "hi\n"
+    one.until_line("list /m 3")  # two files, and the line with the total
     (directory / "later").write_text("now\n")
     one.until_line("got /m/later now")
     assert one.end().exit_code == 0
