@@ -22,7 +22,7 @@ from vmlib.disk.persistent import Holder
 from vmlib.disk.root import prepare_root
 from vmlib.disk.seed import seed_files, with_user_data, write_seed
 from vmlib.disk.stage import stage_boot
-from vmlib.disk.volume import prepare_mounts
+from vmlib.disk.volume import explain_lock, prepare_mounts
 from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, VmError
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
@@ -269,6 +269,8 @@ class Machines:
         for nic in spec.nics:
             if (sentence_ := explain_forward_failure(exc.log_tail, nic)) is not None:
                 return NoCapacityError(sentence_)
+        if (sentence_ := explain_lock(exc.log_tail, spec.mounts)) is not None:
+            return NoCapacityError(sentence_)
         return exc
 
     # -- later ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from tests.guest.build import Guest
 from tests.integration.machines import NOTHING, READY, Host, Running, host_for
 from vmlib import probe, process
-from vmlib.errors import HostError, LaunchError
+from vmlib.errors import HostError, LaunchError, NoCapacityError
 from vmlib.probe import Program
 from vmlib.spec import MountSpec
 
@@ -270,3 +270,13 @@ def test_a_block_device_is_a_disk(host: Host) -> None:
     finally:
         subprocess.run(["losetup", "--detach", str(device)], check=True, timeout=30)
     assert image.read_bytes()[:1] == b"x"
+
+
+def test_two_machines_never_write_to_one_file(host: Host) -> None:
+    image = host.directory / "volume"
+    image.write_bytes(bytes(1 << 20))
+    one = host.start("tick", mounts=share(image))
+    one.until_line(READY)
+    with pytest.raises(NoCapacityError, match=r"a disk among .*/volume: another process on this host has it open"):
+        host.start("tick", task="other", mounts=share(image))
+    one.machine.destroy()

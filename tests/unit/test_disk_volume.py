@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmlib.disk.volume import names, prepare_mounts
+from vmlib.disk.volume import explain_lock, names, prepare_mounts
 from vmlib.errors import HostError, SpecError
 from vmlib.resources import DiskAttachment, ShareAttachment
 from vmlib.spec import MountSpec
@@ -77,6 +77,21 @@ def test_a_path_that_no_guest_could_mount_at_is_refused(path: str, message: str,
     with pytest.raises(SpecError) as exc:
         prepare_mounts([mount(tmp_path, "/x"), mount(tmp_path, path)])
     assert str(exc.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "explained"),
+    [
+        ('qemu: -blockdev {}: Failed to get "write" lock\nIs another process using it?', True),
+        ('qemu: -blockdev {}: Failed to get shared "consistent read" lock', True),
+        ("qemu: Could not open '/dev/fdset/1': Permission denied", False),
+    ],
+)
+def test_a_disk_in_use_is_told_in_words(words: str, explained: bool) -> None:
+    sentence = "a disk among /mnt/a, /mnt/b: another process on this host has it open"
+    mounts = [mount(Path("/mnt/a")), mount(Path("/mnt/b"))]
+    assert explain_lock(words, mounts) == (sentence if explained else None)
+    assert explain_lock(words, []) is None
 
 
 def test_what_is_neither_directory_nor_disk_is_the_operators_to_mend(tmp_path: Path) -> None:

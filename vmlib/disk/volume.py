@@ -15,6 +15,7 @@ _MAX_TAG_BYTES = 36  # of virtiofs
 _MAX_SERIAL_BYTES = 20  # of virtio-blk
 _DIGEST_DIGITS = 8
 _SECTOR_BYTES = 512
+_LOCKED = re.compile(r'Failed to get (shared )?"[a-z ]+" lock')
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -111,6 +112,13 @@ def _open_disk(mount: MountSpec, name: str, serial: str) -> DiskAttachment:
         serial=serial,
         block_device=stat.S_ISBLK(mode),
     )
+
+
+def explain_lock(words: str, mounts: Sequence[MountSpec]) -> str | None:
+    """What QEMU's words about a disk in use mean for these; None when they are about something else."""
+    if not mounts or _LOCKED.search(words) is None:
+        return None
+    return f"a disk among {', '.join(str(mount.source) for mount in mounts)}: another process on this host has it open"
 
 
 def _what(mount: MountSpec) -> str:
