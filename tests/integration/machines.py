@@ -28,7 +28,7 @@ from vmlib.paths import Layout
 from vmlib.process import Identity
 from vmlib.record import ExitRecord
 from vmlib.running import Machine
-from vmlib.spec import CoresSpec, DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, RootDisk
+from vmlib.spec import CoresSpec, DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, MountSpec, RootDisk
 
 CHECKOUT = Path(__file__).parent.parent.parent
 READY = "chv test guest: ready"
@@ -272,6 +272,7 @@ class Host:
             "image": "" if spec.root is None else str(spec.root.image.relative),
             "exclusive": spec.cores.exclusive,
             "persistent": bool(spec.disks),
+            "shared": [str(mount.source) for mount in spec.mounts],
         }
         return subprocess.Popen(
             [sys.executable, "-m", "tests.integration.machines", json.dumps(what)],
@@ -325,6 +326,7 @@ def main() -> None:
         root=root_of(host.guest, what["image"]) if what["image"] else None,
         cores=CoresSpec(exclusive=what["exclusive"]),
         disks=(DATA,) if what["persistent"] else (),
+        mounts=tuple(MountSpec(source=Path(path), guest_path="/srv/data") for path in what["shared"]),
     )
     if what["do"] == "start":
         host.machines.start(spec)

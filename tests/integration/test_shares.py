@@ -48,13 +48,13 @@ def helper(one: Running, name: str = "fs0") -> process.Identity:
     return who
 
 
-def daemons(one: Running) -> list[int]:
-    """Every process that serves a share of that machine; virtiofsd shuts itself into a child."""
+def daemons(run_dir: Path) -> list[int]:
+    """Every process that serves a share of the machine with that run directory; virtiofsd shuts itself into a child."""
     found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             words = Path("/proc", pid, "cmdline").read_bytes().decode(errors="replace")
-            if "virtiofsd" in words.split("\0")[0] and str(one.machine.run.root) in words:
+            if "virtiofsd" in words.split("\0")[0] and str(run_dir) in words:
                 found.append(int(pid))
     return sorted(found)
 
@@ -71,7 +71,7 @@ def test_what_guest_and_host_write_into_a_share_the_other_one_reads(host: Host, 
     (directory / "later").write_text("now\n")
     one.until_line("got /m/later now")
     assert one.end().exit_code == 0
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
     assert "helper" not in one.err.text
     one.machine.destroy()
 
@@ -83,12 +83,12 @@ def test_a_read_only_share_is_so_for_root_in_the_guest_and_for_virtiofsd_itself(
     assert "mounted srv-data" in one.out.lines  # writable, as far as the guest knows
     assert {"not put /m/of-host", "not put /m/new"} <= set(one.out.lines)
     assert {path.name: path.read_text() for path in directory.iterdir()} == {"of-host": "hello\n"}
-    serving = daemons(one)[-1]
+    serving = daemons(one.machine.run.root)[-1]
     (mount,) = [line.split() for line in Path(f"/proc/{serving}/mountinfo").read_text().splitlines()][:1]
     assert mount[4] == "/"
     assert {"ro", "nosuid", "nodev"} <= set(mount[5].split(","))
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
 
 
 def test_virtiofsd_has_file_capabilities_only_sees_nothing_else_and_is_where_the_vmm_is(
@@ -96,7 +96,7 @@ def test_virtiofsd_has_file_capabilities_only_sees_nothing_else_and_is_where_the
 ) -> None:
     one = host.start("tick", mounts=share(directory))
     one.until_line("tick 1")
-    serving = daemons(one)[-1]
+    serving = daemons(one.machine.run.root)[-1]
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{serving}/status").read_text().splitlines())
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == FILE_CAPABILITIES
     assert status["NoNewPrivs"] == "1"
@@ -137,7 +137,7 @@ def test_a_helper_that_is_killed_is_started_again_and_the_machine_goes_on(host: 
     ticks = one.out.text.count("tick")
     one.until(lambda: one.out.text.count("tick") > ticks + 3, "the guest to go on")
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
 
     again = host.start("mount=srv-data:/m get=/m/of-host poweroff", mounts=share(directory))
     again.until_line("got /m/of-host hello")
@@ -156,18 +156,18 @@ def test_another_keeper_has_the_helpers_of_the_one_that_was_killed(host: Host, d
     one.until_line("got /m/later still")
     assert process.send_signal(before, signal.SIGKILL)
     one.until_told("helper restarted: virtiofsd of share srv-data ended, nobody knows how")
-    assert helper(one).pid in daemons(one)
+    assert helper(one).pid in daemons(one.machine.run.root)
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
 
 
 def test_a_machine_without_a_keeper_is_taken_back_with_its_helpers(host: Host, directory: Path) -> None:
     one = host.start("tick", mounts=share(directory))
     one.until_line("tick 1")
-    assert len(daemons(one)) == 2
+    assert len(daemons(one.machine.run.root)) == 2
     one.kill_keeper()
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
     assert host.processes() == NOTHING
 
 
@@ -182,7 +182,7 @@ def test_a_helper_that_ended_without_a_keeper_is_started_by_the_next_one(host: H
     one.until_told("helper restarted: virtiofsd of share srv-data ended while there was no keeper")
     assert helper(one) != before
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
 
 
 @pytest.mark.parametrize(
@@ -227,6 +227,19 @@ def test_a_keeper_that_dies_as_it_starts_a_helper_leaves_nothing(
     one = host.start("tick", mounts=share(directory))
     one.until_line(READY)
     one.machine.destroy()
+
+
+@pytest.mark.parametrize("place", ["start.spawned", "start.booted", "start.committed"])
+def test_what_a_start_that_was_killed_left_is_taken_back_with_its_helpers(
+    place: str, host: Host, directory: Path
+) -> None:
+    spec = host.spec("tick", mounts=share(directory))
+    with host.elsewhere(spec, failpoint=place) as starter:
+        _, words = starter.communicate(timeout=60)
+        assert starter.returncode == -signal.SIGKILL, words.decode()
+    host.machines.destroy(spec.name, spec.id)
+    assert daemons(host.layout.run(spec.id).root) == []
+    assert host.processes() == NOTHING
 
 
 # -- disks -----------------------------------------------------------------------------------------------------------
