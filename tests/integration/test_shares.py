@@ -61,9 +61,9 @@ def daemons(run_dir: Path) -> list[int]:
 
 def test_what_guest_and_host_write_into_a_share_the_other_one_reads(host: Host, directory: Path) -> None:
     one = host.start(
-        "mount=srv-data:/m get=/m/of-host put=/m/of-guest:hi list=/m get=/m/later poweroff", mounts=share(directory)
+        "mount=chv:srv-data:/m get=/m/of-host put=/m/of-guest:hi list=/m get=/m/later poweroff", mounts=share(directory)
     )
-    one.until_line("mounted srv-data")
+    one.until_line("mounted chv:srv-data")
     one.until_line("got /m/of-host hello")
     one.until_line("put /m/of-guest")
     assert (directory / "of-guest").read_text() == "hi\n"
@@ -77,10 +77,10 @@ def test_what_guest_and_host_write_into_a_share_the_other_one_reads(host: Host, 
 
 
 def test_a_read_only_share_is_so_for_root_in_the_guest_and_for_virtiofsd_itself(host: Host, directory: Path) -> None:
-    words = "mount=srv-data:/m remount-rw=/m put=/m/of-host:changed put=/m/new:x say=done"
+    words = "mount=chv:srv-data:/m remount-rw=/m put=/m/of-host:changed put=/m/new:x say=done"
     one = host.start(words, mounts=share(directory, readonly=True))
     one.until_line("say done")
-    assert "mounted srv-data" in one.out.lines  # writable, as far as the guest knows
+    assert "mounted chv:srv-data" in one.out.lines  # writable, as far as the guest knows
     assert {"not put /m/of-host", "not put /m/new"} <= set(one.out.lines)
     assert {path.name: path.read_text() for path in directory.iterdir()} == {"of-host": "hello\n"}
     serving = daemons(one.machine.run.root)[-1]
@@ -110,7 +110,7 @@ def test_virtiofsd_has_file_capabilities_only_sees_nothing_else_and_is_where_the
 
 
 def test_a_guest_that_reboots_has_its_share_again(host: Host, directory: Path) -> None:
-    one = host.start("mount=srv-data:/m get=/m/of-host reboot-once put=/m/x:y poweroff", mounts=share(directory))
+    one = host.start("mount=chv:srv-data:/m get=/m/of-host reboot-once put=/m/x:y poweroff", mounts=share(directory))
     one.until_line("rebooted")
     one.until_line("got /m/of-host hello", count=2)
     assert one.end().exit_code == 0
@@ -119,12 +119,12 @@ def test_a_guest_that_reboots_has_its_share_again(host: Host, directory: Path) -
 
 
 def test_a_helper_that_is_killed_is_started_again_and_the_machine_goes_on(host: Host, directory: Path) -> None:
-    one = host.start("mount=srv-data:/m tick", mounts=share(directory))
+    one = host.start("mount=chv:srv-data:/m tick", mounts=share(directory))
     one.until_line("tick 1")
     first = helper(one)
     assert process.send_signal(first, signal.SIGKILL)
     one.until_told("helper restarted")
-    told = "helper restarted: virtiofsd of share srv-data was killed by signal 9"
+    told = "helper restarted: virtiofsd of share chv:srv-data was killed by signal 9"
     loss = "what uses the share in the guest waits until the machine is restarted"
     assert ("helper restarted", f"{told}; {loss}") in one.events()
     second = helper(one)
@@ -139,14 +139,14 @@ def test_a_helper_that_is_killed_is_started_again_and_the_machine_goes_on(host: 
     one.machine.destroy()
     assert daemons(one.machine.run.root) == []
 
-    again = host.start("mount=srv-data:/m get=/m/of-host poweroff", mounts=share(directory))
+    again = host.start("mount=chv:srv-data:/m get=/m/of-host poweroff", mounts=share(directory))
     again.until_line("got /m/of-host hello")
     assert again.end().exit_code == 0
     again.machine.destroy()
 
 
 def test_another_keeper_has_the_helpers_of_the_one_that_was_killed(host: Host, directory: Path) -> None:
-    one = host.start("mount=srv-data:/m get=/m/of-host get=/m/later tick", mounts=share(directory))
+    one = host.start("mount=chv:srv-data:/m get=/m/of-host get=/m/later tick", mounts=share(directory))
     one.until_line("got /m/of-host hello")
     before = helper(one)
     one.kill_keeper()
@@ -155,7 +155,7 @@ def test_another_keeper_has_the_helpers_of_the_one_that_was_killed(host: Host, d
     (directory / "later").write_text("still\n")
     one.until_line("got /m/later still")
     assert process.send_signal(before, signal.SIGKILL)
-    one.until_told("helper restarted: virtiofsd of share srv-data ended, nobody knows how")
+    one.until_told("helper restarted: virtiofsd of share chv:srv-data ended, nobody knows how")
     assert helper(one).pid in daemons(one.machine.run.root)
     one.machine.destroy()
     assert daemons(one.machine.run.root) == []
@@ -179,7 +179,7 @@ def test_a_helper_that_ended_without_a_keeper_is_started_by_the_next_one(host: H
     assert process.send_signal(before, signal.SIGKILL)
     assert process.wait_gone(before, 5.0)
     assert one.machine.settle() is None
-    one.until_told("helper restarted: virtiofsd of share srv-data ended while there was no keeper")
+    one.until_told("helper restarted: virtiofsd of share chv:srv-data ended while there was no keeper")
     assert helper(one) != before
     one.machine.destroy()
     assert daemons(one.machine.run.root) == []
@@ -188,9 +188,9 @@ def test_a_helper_that_ended_without_a_keeper_is_started_by_the_next_one(host: H
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        ("/nowhere/virtiofsd", "virtiofsd of share srv-data: /nowhere/virtiofsd: no such file or directory"),
-        ("/bin/false", "virtiofsd of share srv-data ended with status 1"),
-        ("/bin/ls", "virtiofsd of share srv-data ended with status 2: Try '/bin/ls --help' for more information."),
+        ("/nowhere/virtiofsd", "virtiofsd of share chv:srv-data: /nowhere/virtiofsd: no such file or directory"),
+        ("/bin/false", "virtiofsd of share chv:srv-data ended with status 1"),
+        ("/bin/ls", "virtiofsd of share chv:srv-data ended with status 2: Try '/bin/ls --help' for more information."),
     ],
 )
 def test_a_start_without_its_helper_fails_in_words_and_leaves_nothing(

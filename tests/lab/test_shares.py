@@ -25,7 +25,7 @@ def test_a_virtiofsd_runs_where_the_vmms_other_threads_do(kvm_host: KvmHost) -> 
     shared = kvm_host.directory / "shared"
     shared.mkdir()
     one = kvm_host.start(
-        "mount=srv-data:/m put=/m/x:y tick",
+        "mount=chv:srv-data:/m put=/m/x:y tick",
         vcpus=2,
         cores=CoresSpec(exclusive=True),
         mounts=(MountSpec(source=shared, guest_path="/srv/data"),),
