@@ -19,6 +19,7 @@ from vmlib.disk import nfs
 from vmlib.disk.cache import ImageCache
 from vmlib.disk.intake import Tell
 from vmlib.disk.nfs_probe import silence
+from vmlib.disk.volume import explain_lock
 from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityError, SpecError, VmError
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
@@ -201,6 +202,8 @@ class Machines:
         for nic in spec.nics:
             if (sentence_ := explain_forward_failure(exc.log_tail, nic)) is not None:
                 return NoCapacityError(sentence_)
+        if (sentence_ := explain_lock(exc.log_tail, spec.mounts)) is not None:
+            return NoCapacityError(sentence_)
         exports = {export.name: export for export in nfs.exports_of(spec)}
         for name, why in silence(exports.values()).items():
             if why:  # a VMM that waits for it answers nobody

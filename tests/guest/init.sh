@@ -148,10 +148,10 @@ read_disk() {
     echo "read $1" $(dd if="$device" bs=64 count=1 2>/dev/null | tr -d " \0")
 }
 
-# TAG:DIR
+# TAG:DIR, where TAG may hold another colon
 mount_share() {
-    mkdir -p "${1#*:}"
-    mount -t virtiofs "${1%%:*}" "${1#*:}" 2>/dev/null && echo "mounted ${1%%:*}" || echo "not mounted ${1%%:*}"
+    mkdir -p "${1##*:}"
+    mount -t virtiofs "${1%:*}" "${1##*:}" 2>/dev/null && echo "mounted ${1%:*}" || echo "not mounted ${1%:*}"
 }
 
 # PATH:TEXT

@@ -29,7 +29,7 @@ from vmlib.process import Identity
 from vmlib.record import ExitRecord
 from vmlib.running import Machine
 from vmlib.settings import HostSettings
-from vmlib.spec import CoresSpec, DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, RootDisk
+from vmlib.spec import CoresSpec, DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, MountSpec, RootDisk
 
 CHECKOUT = Path(__file__).parent.parent.parent
 READY = "chv test guest: ready"
@@ -276,6 +276,7 @@ class Host:
             "persistent": bool(spec.disks),
             "hooks": self.hooks,
             "labels": dict(spec.labels),
+            "shared": [str(mount.source) for mount in spec.mounts],
         }
         return subprocess.Popen(
             [sys.executable, "-m", "tests.integration.machines", json.dumps(what)],
@@ -330,6 +331,7 @@ def main() -> None:
         cores=CoresSpec(exclusive=what["exclusive"]),
         disks=(DATA,) if what["persistent"] else (),
         labels=what["labels"],
+        mounts=tuple(MountSpec(source=Path(path), guest_path="/srv/data") for path in what["shared"]),
     )
     if what["do"] == "start":
         host.machines.start(spec)

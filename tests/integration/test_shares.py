@@ -12,7 +12,7 @@ import pytest
 from tests.guest.build import Guest
 from tests.integration.machines import NOTHING, READY, Host, Running, host_for
 from vmlib import probe, process
-from vmlib.errors import HostError, LaunchError
+from vmlib.errors import HostError, LaunchError, NoCapacityError
 from vmlib.probe import Program
 from vmlib.spec import MountSpec
 
@@ -48,46 +48,47 @@ def helper(one: Running, name: str = "fs0") -> process.Identity:
     return who
 
 
-def daemons(one: Running) -> list[int]:
-    """Every process that serves a share of that machine; virtiofsd shuts itself into a child."""
+def daemons(run_dir: Path) -> list[int]:
+    """Every process that serves a share of the machine with that run directory; virtiofsd shuts itself into a child."""
     found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             words = Path("/proc", pid, "cmdline").read_bytes().decode(errors="replace")
-            if "virtiofsd" in words.split("\0")[0] and str(one.machine.run.root) in words:
+            if "virtiofsd" in words.split("\0")[0] and str(run_dir) in words:
                 found.append(int(pid))
     return sorted(found)
 
 
 def test_what_guest_and_host_write_into_a_share_the_other_one_reads(host: Host, directory: Path) -> None:
     one = host.start(
-        "mount=srv-data:/m get=/m/of-host put=/m/of-guest:hi get=/m/later poweroff", mounts=share(directory)
+        "mount=chv:srv-data:/m get=/m/of-host put=/m/of-guest:hi list=/m get=/m/later poweroff", mounts=share(directory)
     )
-    one.until_line("mounted srv-data")
+    one.until_line("mounted chv:srv-data")
     one.until_line("got /m/of-host hello")
     one.until_line("put /m/of-guest")
     assert (directory / "of-guest").read_text() == "hi\n"
+    one.until_line("list /m 3")  # two files, and the line with the total
     (directory / "later").write_text("now\n")
     one.until_line("got /m/later now")
     assert one.end().exit_code == 0
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
     assert "helper" not in one.err.text
     one.machine.destroy()
 
 
 def test_a_read_only_share_is_so_for_root_in_the_guest_and_for_virtiofsd_itself(host: Host, directory: Path) -> None:
-    words = "mount=srv-data:/m remount-rw=/m put=/m/of-host:changed put=/m/new:x say=done"
+    words = "mount=chv:srv-data:/m remount-rw=/m put=/m/of-host:changed put=/m/new:x say=done"
     one = host.start(words, mounts=share(directory, readonly=True))
     one.until_line("say done")
-    assert "mounted srv-data" in one.out.lines  # writable, as far as the guest knows
+    assert "mounted chv:srv-data" in one.out.lines  # writable, as far as the guest knows
     assert {"not put /m/of-host", "not put /m/new"} <= set(one.out.lines)
     assert {path.name: path.read_text() for path in directory.iterdir()} == {"of-host": "hello\n"}
-    serving = daemons(one)[-1]
+    serving = daemons(one.machine.run.root)[-1]
     (mount,) = [line.split() for line in Path(f"/proc/{serving}/mountinfo").read_text().splitlines()][:1]
     assert mount[4] == "/"
     assert {"ro", "nosuid", "nodev"} <= set(mount[5].split(","))
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
 
 
 def test_virtiofsd_has_file_capabilities_only_sees_nothing_else_and_is_where_the_vmm_is(
@@ -95,7 +96,7 @@ def test_virtiofsd_has_file_capabilities_only_sees_nothing_else_and_is_where_the
 ) -> None:
     one = host.start("tick", mounts=share(directory))
     one.until_line("tick 1")
-    serving = daemons(one)[-1]
+    serving = daemons(one.machine.run.root)[-1]
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{serving}/status").read_text().splitlines())
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == FILE_CAPABILITIES
     assert status["NoNewPrivs"] == "1"
@@ -109,7 +110,7 @@ def test_virtiofsd_has_file_capabilities_only_sees_nothing_else_and_is_where_the
 
 
 def test_a_guest_that_reboots_has_its_share_again(host: Host, directory: Path) -> None:
-    one = host.start("mount=srv-data:/m get=/m/of-host reboot-once put=/m/x:y poweroff", mounts=share(directory))
+    one = host.start("mount=chv:srv-data:/m get=/m/of-host reboot-once put=/m/x:y poweroff", mounts=share(directory))
     one.until_line("rebooted")
     one.until_line("got /m/of-host hello", count=2)
     assert one.end().exit_code == 0
@@ -118,12 +119,12 @@ def test_a_guest_that_reboots_has_its_share_again(host: Host, directory: Path) -
 
 
 def test_a_helper_that_is_killed_is_started_again_and_the_machine_goes_on(host: Host, directory: Path) -> None:
-    one = host.start("mount=srv-data:/m tick", mounts=share(directory))
+    one = host.start("mount=chv:srv-data:/m tick", mounts=share(directory))
     one.until_line("tick 1")
     first = helper(one)
     assert process.send_signal(first, signal.SIGKILL)
     one.until_told("helper restarted")
-    told = "helper restarted: virtiofsd of share srv-data was killed by signal 9"
+    told = "helper restarted: virtiofsd of share chv:srv-data was killed by signal 9"
     loss = "what uses the share in the guest waits until the machine is restarted"
     assert ("helper restarted", f"{told}; {loss}") in one.events()
     second = helper(one)
@@ -136,16 +137,16 @@ def test_a_helper_that_is_killed_is_started_again_and_the_machine_goes_on(host: 
     ticks = one.out.text.count("tick")
     one.until(lambda: one.out.text.count("tick") > ticks + 3, "the guest to go on")
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
 
-    again = host.start("mount=srv-data:/m get=/m/of-host poweroff", mounts=share(directory))
+    again = host.start("mount=chv:srv-data:/m get=/m/of-host poweroff", mounts=share(directory))
     again.until_line("got /m/of-host hello")
     assert again.end().exit_code == 0
     again.machine.destroy()
 
 
 def test_another_keeper_has_the_helpers_of_the_one_that_was_killed(host: Host, directory: Path) -> None:
-    one = host.start("mount=srv-data:/m get=/m/of-host get=/m/later tick", mounts=share(directory))
+    one = host.start("mount=chv:srv-data:/m get=/m/of-host get=/m/later tick", mounts=share(directory))
     one.until_line("got /m/of-host hello")
     before = helper(one)
     one.kill_keeper()
@@ -154,19 +155,19 @@ def test_another_keeper_has_the_helpers_of_the_one_that_was_killed(host: Host, d
     (directory / "later").write_text("still\n")
     one.until_line("got /m/later still")
     assert process.send_signal(before, signal.SIGKILL)
-    one.until_told("helper restarted: virtiofsd of share srv-data ended, nobody knows how")
-    assert helper(one).pid in daemons(one)
+    one.until_told("helper restarted: virtiofsd of share chv:srv-data ended, nobody knows how")
+    assert helper(one).pid in daemons(one.machine.run.root)
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
 
 
 def test_a_machine_without_a_keeper_is_taken_back_with_its_helpers(host: Host, directory: Path) -> None:
     one = host.start("tick", mounts=share(directory))
     one.until_line("tick 1")
-    assert len(daemons(one)) == 2
+    assert len(daemons(one.machine.run.root)) == 2
     one.kill_keeper()
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
     assert host.processes() == NOTHING
 
 
@@ -178,18 +179,18 @@ def test_a_helper_that_ended_without_a_keeper_is_started_by_the_next_one(host: H
     assert process.send_signal(before, signal.SIGKILL)
     assert process.wait_gone(before, 5.0)
     assert one.machine.settle() is None
-    one.until_told("helper restarted: virtiofsd of share srv-data ended while there was no keeper")
+    one.until_told("helper restarted: virtiofsd of share chv:srv-data ended while there was no keeper")
     assert helper(one) != before
     one.machine.destroy()
-    assert daemons(one) == []
+    assert daemons(one.machine.run.root) == []
 
 
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        ("/nowhere/virtiofsd", "virtiofsd of share srv-data: /nowhere/virtiofsd: no such file or directory"),
-        ("/bin/false", "virtiofsd of share srv-data ended with status 1"),
-        ("/bin/ls", "virtiofsd of share srv-data ended with status 2: Try '/bin/ls --help' for more information."),
+        ("/nowhere/virtiofsd", "virtiofsd of share chv:srv-data: /nowhere/virtiofsd: no such file or directory"),
+        ("/bin/false", "virtiofsd of share chv:srv-data ended with status 1"),
+        ("/bin/ls", "virtiofsd of share chv:srv-data ended with status 2: Try '/bin/ls --help' for more information."),
     ],
 )
 def test_a_start_without_its_helper_fails_in_words_and_leaves_nothing(
@@ -226,6 +227,19 @@ def test_a_keeper_that_dies_as_it_starts_a_helper_leaves_nothing(
     one = host.start("tick", mounts=share(directory))
     one.until_line(READY)
     one.machine.destroy()
+
+
+@pytest.mark.parametrize("place", ["start.spawned", "start.booted", "start.committed"])
+def test_what_a_start_that_was_killed_left_is_taken_back_with_its_helpers(
+    place: str, host: Host, directory: Path
+) -> None:
+    spec = host.spec("tick", mounts=share(directory))
+    with host.elsewhere(spec, failpoint=place) as starter:
+        _, words = starter.communicate(timeout=60)
+        assert starter.returncode == -signal.SIGKILL, words.decode()
+    host.machines.destroy(spec.name, spec.id)
+    assert daemons(host.layout.run(spec.id).root) == []
+    assert host.processes() == NOTHING
 
 
 # -- disks -----------------------------------------------------------------------------------------------------------
@@ -269,3 +283,13 @@ def test_a_block_device_is_a_disk(host: Host) -> None:
     finally:
         subprocess.run(["losetup", "--detach", str(device)], check=True, timeout=30)
     assert image.read_bytes()[:1] == b"x"
+
+
+def test_two_machines_never_write_to_one_file(host: Host) -> None:
+    image = host.directory / "volume"
+    image.write_bytes(bytes(1 << 20))
+    one = host.start("tick", mounts=share(image))
+    one.until_line(READY)
+    with pytest.raises(NoCapacityError, match=r"a disk among .*/volume: another process on this host has it open"):
+        host.start("tick", task="other", mounts=share(image))
+    one.machine.destroy()

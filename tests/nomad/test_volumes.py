@@ -38,8 +38,8 @@ def run(agent: Agent, name: str) -> tuple[str, list[str]]:
 def test_a_writable_host_volume_is_written_and_a_read_only_one_is_not(agent: Agent) -> None:
     _, console = run(agent, "host-volume")
     for line in (
-        "mounted srv-data",
-        "mounted srv-fixed",
+        "mounted chv:srv-data",
+        "mounted chv:srv-fixed",
         "got /data/in of chv-data",
         "put /data/out",
         "got /fixed/in of chv-fixed",
@@ -81,7 +81,7 @@ job "NAME" {
         placement = "shared"
         share     = ["local"]
         tpm       = true
-        user_data = "#words mount=srv-data:/d put=/d/with-seed:yes tpm poweroff"
+        user_data = "#words mount=chv:srv-data:/d put=/d/with-seed:yes tpm poweroff"
       }
       resources {
         cpu    = 100

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmlib.disk.seed import MAX_FILE_BYTES, cloud_config, load_user_data, seed_files, with_user_data
+from vmlib.disk.seed import MAX_FILE_BYTES, cloud_config, load_user_data, seed_files, share_mounts, with_user_data
+from vmlib.disk.volume import prepare_mounts
 from vmlib.errors import SpecError
 from vmlib.resources import ShareAttachment
-from vmlib.spec import FileRef, NicSpec, SeedSpec
+from vmlib.spec import FileRef, MountSpec, NicSpec, SeedSpec
 
 KEYS = ("ssh-ed25519 AAAA one@example", "ssh-ed25519 BBBB two@example")
 
@@ -54,15 +55,23 @@ def test_a_given_network_config_is_kept_byte_for_byte(given_config: bytes) -> No
     assert files["network-config"] == given_config
 
 
+def test_cloud_init_does_not_take_a_share_for_a_block_device(tmp_path: Path) -> None:
+    """Its own rule (cc_mounts.py): a first field that matches this is left as it is."""
+    (share,) = prepare_mounts([MountSpec(source=tmp_path, guest_path="/srv/data")])
+    assert isinstance(share, ShareAttachment)
+    ((name, *_),) = share_mounts([share])
+    assert re.match(r"^.+:.*", name)
+
+
 def test_shares_are_lines_of_fstab_in_vendor_data() -> None:
     shares = [
-        ShareAttachment(name="fs0", tag="local", guest_path="/local", source=Path("/a")),
-        ShareAttachment(name="fs1", tag="srv-data", guest_path="/srv/data", source=Path("/b"), readonly=True),
+        ShareAttachment(name="fs0", tag="chv:local", guest_path="/local", source=Path("/a")),
+        ShareAttachment(name="fs1", tag="chv:srv-data", guest_path="/srv/data", source=Path("/b"), readonly=True),
     ]
     assert cloud_config(shares) == {
         "mounts": [
-            ["local", "/local", "virtiofs", "rw,nofail", "0", "0"],
-            ["srv-data", "/srv/data", "virtiofs", "ro,nofail", "0", "0"],
+            ["chv:local", "/local", "virtiofs", "rw,nofail", "0", "0"],
+            ["chv:srv-data", "/srv/data", "virtiofs", "ro,nofail", "0", "0"],
         ]
     }
 

@@ -11,15 +11,22 @@ from vmlib.errors import HostError, SpecError
 from vmlib.resources import DiskAttachment, OpenFile, ShareAttachment
 from vmlib.spec import MountSpec
 
-_MAX_TAG_BYTES = 36  # of virtiofs
+# cloud-init takes what has a colon for the name of a network file system and hands it on. Any other name it takes for a
+# block device, and without a word mounts nothing when there is none.
+_TAG_PREFIX = "chv:"
+_MAX_TAG_BYTES = 36 - len(_TAG_PREFIX)  # of virtiofs
 _MAX_SERIAL_BYTES = 20  # of virtio-blk
 _DIGEST_DIGITS = 8
 _SECTOR_BYTES = 512
+_LOCKED = re.compile(r'Failed to get (shared )?"[a-z ]+" lock')
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def names(guest_paths: Sequence[str], *, max_bytes: int = _MAX_TAG_BYTES) -> list[str]:
-    """A tag or serial for each path: `/srv/data` is `srv-data`. One that is too long or taken ends in a digest."""
+    """The end of a tag, or a serial, for each path: `/srv/data` is `srv-data`.
+
+    One that is too long or taken ends in a digest.
+    """
     plain = [_NOT_IN_NAMES.sub("-", path.strip("/")) or "root" for path in guest_paths]
     return [
         name if len(name) <= max_bytes and plain.count(name) == 1 else _with_digest(name, path, max_bytes)
@@ -46,7 +53,7 @@ def prepare_mounts(mounts: Sequence[MountSpec]) -> list[ShareAttachment | DiskAt
                 made.append(
                     ShareAttachment(
                         name=f"fs{shares}",
-                        tag=tags[index],
+                        tag=_TAG_PREFIX + tags[index],
                         guest_path=mount.guest_path,
                         source=mount.source,
                         readonly=mount.readonly,
@@ -111,6 +118,13 @@ def _open_disk(mount: MountSpec, name: str, serial: str) -> DiskAttachment:
         serial=serial,
         block_device=stat.S_ISBLK(mode),
     )
+
+
+def explain_lock(words: str, mounts: Sequence[MountSpec]) -> str | None:
+    """What QEMU's words about a disk in use mean for these; None when they are about something else."""
+    if not mounts or _LOCKED.search(words) is None:
+        return None
+    return f"a disk among {', '.join(str(mount.source) for mount in mounts)}: another process on this host has it open"
 
 
 def _what(mount: MountSpec) -> str:
