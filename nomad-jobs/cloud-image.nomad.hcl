@@ -1,4 +1,5 @@
-# A Debian cloud image: cloud-init sets it up at the first boot, as the template says, and grows its root to root_size.
+# A Debian cloud image: cloud-init sets it up at the first boot, as the template says, grows its root to root_size and
+# mounts the task's own directory at /local.
 # Before this job is of use, an image has to lie beside the test guest (`python3 tests/setup.py cloud` makes one), and a
 # key of yours belongs into ssh_authorized_keys. See docs/task.md.
 job "cloud-image" {
@@ -22,6 +23,7 @@ job "cloud-image" {
         hostname            = "cloud-1"
         ssh_authorized_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl you@example"]
         user_data           = "local/user-data"
+        share               = ["local"]
 
         network_interface {
           network = "user0"
@@ -45,6 +47,7 @@ job "cloud-image" {
                 echo "host name $(hostname)"
                 echo "key $(cat /home/debian/.ssh/authorized_keys)"
                 echo "address $(ip -4 -br addr show dev net0)"
+                echo "share $(findmnt -n -o FSTYPE,OPTIONS /local) $(ls /local)"
                 echo "root $(df -B1 --output=size / | tail -n 1)"
           runcmd:
             - echo "first boot of this instance"

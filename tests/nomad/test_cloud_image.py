@@ -15,7 +15,7 @@ ONCE = "first boot of this instance"  # said by the user-data, and thereby in no
 
 def shown(console: str) -> dict[str, str]:
     """What the job's script printed, by the first words of each line."""
-    lines = re.findall(r"cloud-init\[\d+\]: (boot of \S+:|host name|key|address|root) +(.*)", console)
+    lines = re.findall(r"cloud-init\[\d+\]: (boot of \S+:|host name|key|address|share|root) +(.*)", console)
     return {name: text.strip() for name, text in lines}
 
 
@@ -40,6 +40,7 @@ def test_cloud_init_sets_the_machine_up_once_and_a_restart_is_the_same_instance(
     assert first["key"].startswith("ssh-ed25519 AAAA")
     assert first["key"].endswith(" you@example")
     assert first["address"].split()[:3] == ["net0", "UP", "10.0.2.15/24"]
+    assert re.fullmatch(r"virtiofs rw,\S+ user-data", first["share"])
     assert int(first["root"]) > 2.5 * (1 << 30)  # the image's own root has half of it
 
     dev_agent.command("alloc", "restart", alloc, timeout_s=120)
