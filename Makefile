@@ -18,7 +18,7 @@ run: python ## boot the hello job: on a real Nomad agent when there is one, else
 
 test: python ## all tests that can run here (CHV_TEST_REQUIRE=qemu,go,nomad,lab makes a missing one a failure)
 	@$(SETUP) --lenient venv qemu go guest cloud lab
-	@$(PY) -m pytest --junitxml=.cache/junit.xml $(ARGS)
+	@$(PY) tests/run_tiers.py $(ARGS)
 
 lint: python types ## formatting, lint rules, types, who imports whom, driver/_pb against proto/
 	@$(PY) proto/generate.py --check

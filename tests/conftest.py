@@ -75,12 +75,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A whole run in which a required tier has no test at all would pass by saying nothing."""
-    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
-        return
+    """A run of whole tiers in which a required one has no test at all would pass by saying nothing."""
+    asked = {path.name for path in map(Path, config.args) if path.resolve().parent == TESTS}
     have = {tier_of(item.path) for item in items}
     empty = sorted(
-        tier for tier, names in needs.TIERS.items() if tier not in have and needs.required().intersection(names)
+        tier for tier, names in needs.TIERS.items() if tier in asked - have and needs.required().intersection(names)
     )
     if empty:
         raise pytest.UsageError(f"no tests in {', '.join(empty)}, which CHV_TEST_REQUIRE asks for")

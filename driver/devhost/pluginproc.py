@@ -98,6 +98,9 @@ class PluginProcess:
             said = await _last_words(process)
             why = f"no handshake line within {START_TIMEOUT_S:g} s" if isinstance(exc, TimeoutError) else str(exc)
             raise PluginError(f"plugin {argv[0]}: {why}{said}") from exc
+        except asyncio.CancelledError:
+            await _end_unheard(process)
+            raise
         return cls(process, line, PluginClient(f"{line.network}:{line.address}"), on_log)
 
     @property
@@ -109,7 +112,15 @@ class PluginProcess:
         return self._process.returncode
 
     async def stop(self, *, driver_shutdown: bool) -> None:
-        """End it as the agent does: ask, wait two seconds, kill. Nothing is left of it afterwards."""
+        """End it as the agent does: ask, wait two seconds, kill. Nothing is left of it afterwards, also at ^C."""
+        ending = asyncio.create_task(self._stop(driver_shutdown=driver_shutdown))
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await ending
+            raise
+
+    async def _stop(self, *, driver_shutdown: bool) -> None:
         if driver_shutdown:
             with contextlib.suppress(RpcError):
                 await self.client.shutdown_driver()
@@ -164,6 +175,18 @@ async def _handshake(process: asyncio.subprocess.Process) -> Line:
     if line.version != 2 or line.protocol != "grpc" or line.network not in ("unix", "tcp"):
         raise HandshakeError(f"handshake line {first.decode(errors='replace').strip()!r}: expected version 2 over grpc")
     return line
+
+
+async def _end_unheard(process: asyncio.subprocess.Process) -> None:
+    """End one that has not said where it listens: at SIGTERM it takes its socket along."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.communicate(), EXIT_TIMEOUT_S)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
 
 
 async def _last_words(process: asyncio.subprocess.Process) -> str:

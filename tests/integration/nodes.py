@@ -261,7 +261,10 @@ class Dev:
 
     def wait(self) -> int:
         """Its exit code."""
-        return self.process.wait(PATIENCE_S)
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"does not end\n{self.out}\n{self.err}") from None
 
     def __enter__(self) -> Self:
         return self

@@ -199,9 +199,11 @@ def test_a_second_ctrl_c_does_not_wait_for_the_guest(fake_node: Node) -> None:
     nothing_left(fake_node)
 
 
-def test_ctrl_c_before_the_task_runs_leaves_nothing(fake_node: Node) -> None:
+@pytest.mark.parametrize("later_s", [0.0, 0.15, 0.3, 0.5, 0.7])  # in each of the plugin's launches, and between them
+def test_ctrl_c_before_the_task_runs_leaves_nothing(fake_node: Node, later_s: float) -> None:
     with fake_node.dev(fake_node.job()) as dev:
         dev.until_says("starting the plugin")
+        time.sleep(later_s)
         dev.press_ctrl_c()
         assert dev.wait() in (130, 0)  # 0: it was faster, and the guest powered off
         assert "Traceback" not in dev.err

@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab import node
 
-ROUND_S = 900.0
+ROUND_S = 1500.0  # some six minutes on a machine with nothing else to do
 COMMAND = "python3 -m pytest tests/lab -o timeout=300 -o cache_dir=/tmp/pytest --junitxml=/lab/results/junit.xml -v"
 FAILED_TESTS = 1  # pytest's exit code when it ran to its end
 
