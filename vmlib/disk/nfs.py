@@ -139,7 +139,8 @@ def unmount(target: Path) -> None:
             continue
         # A dead server, or somebody who holds a file: nothing of ours that still counts.
         log.warning("forcing an unmount path=%s", target)
-        if not _umount(target, _MNT_FORCE | _MNT_DETACH, _FORCE_S):
+        # The first attempt may have come to its end after we gave it up: then there is nothing left to be unmounted.
+        if not _umount(target, _MNT_FORCE | _MNT_DETACH, _FORCE_S) and target in mounted_beneath(top):
             raise HostError(f"{target} cannot be unmounted", hint="the next start, DestroyTask or sweep tries again")
     with contextlib.suppress(FileNotFoundError):
         target.rmdir()
