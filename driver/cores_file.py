@@ -41,8 +41,11 @@ def content(host: Host, *, boot_id: str, mhz: Mapping[int, int]) -> dict[str, An
 def publish(path: Path, host: Host, *, mhz: Mapping[int, int]) -> None:
     """Write the file when it says something else than before. Raises OSError."""
     text = json.dumps(content(host, boot_id=process.boot_id(), mhz=mhz), indent=1) + "\n"
-    with contextlib.suppress(FileNotFoundError):
-        if path.read_text() == text:
-            return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files.write_atomic(path, text.encode())
+    with files.locked(path.with_suffix(".lock")):
+        for torn in path.parent.glob(f".{path.name}.*"):  # by somebody who was killed here
+            torn.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.read_text() == text:
+                return
+        files.write_atomic(path, text.encode())

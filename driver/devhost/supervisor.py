@@ -161,17 +161,16 @@ class Supervisor:
                 await plugin.client.set_config(self._config, self._nomad_config())
             with contextlib.suppress(RpcError):  # older plugins do not know it
                 await plugin.client.init()
-            self._background += [
-                asyncio.create_task(self._again(plugin, self._follow_fingerprint), name="fingerprint"),
-                asyncio.create_task(self._again(plugin, self._follow_events), name="task events"),
-                asyncio.create_task(self._watch(plugin), name="plugin watch"),
-            ]
             self.task_spec = await plugin.client.task_config_schema()
             await plugin.client.capabilities()
         except BaseException:  # also ^C: nobody else knows of it yet
-            await self._cancel_background()
             await plugin.stop(driver_shutdown=False)
             raise
+        self._background += [
+            asyncio.create_task(self._again(plugin, self._follow_fingerprint), name="fingerprint"),
+            asyncio.create_task(self._again(plugin, self._follow_events), name="task events"),
+            asyncio.create_task(self._watch(plugin), name="plugin watch"),
+        ]
         await self._tell(plugin)
 
     async def _watch(self, plugin: PluginProcess) -> None:

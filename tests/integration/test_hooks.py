@@ -274,7 +274,7 @@ def test_what_a_hook_prints_does_no_harm_and_what_it_changes_is_what_starts(fake
 def test_a_hook_gives_a_directory_as_a_share(qemu: Host, odd: Path) -> None:
     qemu.hooks = (f"odd:{odd}:share",)
     (odd / "of-hook").write_text("hello\n")
-    one = qemu.start("mount=srv-data:/m get=/m/of-hook put=/m/new:x say=done")
+    one = qemu.start("mount=chv:srv-data:/m get=/m/of-hook put=/m/new:x say=done")
     one.until_line("say done")
     assert "got /m/of-hook hello" in one.out.lines
     assert not (odd / "new").exists()  # it is read-only

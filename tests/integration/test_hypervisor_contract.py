@@ -226,10 +226,10 @@ def test_reboot_resets_a_running_guest(start: Start) -> None:
     one.machine.until_line(READY)
     one.vmm.reboot()
     one.machine.until_line(READY, count=2)
-    assert one.machine.named("RESET") == [
-        {"guest": False, "reason": "host-qmp-system-reset"},
-        {"guest": True, "reason": "guest-reset"},
-    ]
+    ours, *firmwares = one.machine.named("RESET")
+    assert ours == {"guest": False, "reason": "host-qmp-system-reset"}
+    # QEMU's firmware resets the machine once more, or twice.
+    assert firmwares in ([{"guest": True, "reason": "guest-reset"}] * count for count in (1, 2))
 
 
 def test_reboot_ends_a_machine_that_shall_not_reboot(start: Start) -> None:
