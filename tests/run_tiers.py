@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-SIDE_BY_SIDE = ("unit", "integration", "conformance")  # each file stays in one process
+SIDE_BY_SIDE = ("unit", "integration", "conformance")
 ALONE = ("nomad", "lab")  # a node that is emulated, with agents that count seconds
 _NO_TESTS = 5  # pytest's exit code when -k leaves none
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     codes = [
         _pytest(
             *(f"tests/{tier}" for tier in SIDE_BY_SIDE),
-            *(f"--numprocesses={workers}", "--dist=loadfile", "--junitxml=.cache/junit.xml", *arguments),
+            *(f"--numprocesses={workers}", "--dist=worksteal", "--junitxml=.cache/junit.xml", *arguments),
         ),
         _pytest(*(f"tests/{tier}" for tier in ALONE), "--junitxml=.cache/junit-alone.xml", *arguments),
     ]
