@@ -131,7 +131,7 @@ def test_an_image_that_jobs_download_is_unpacked_once_and_collected_when_the_ope
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         made = []
-        for name in ("one", "two"):
+        for name in ("first-download", "second-download"):
             path = agent.paths.base / f"{name}.nomad.hcl"
             path.write_text(ARTIFACT.replace("NAME", name).replace("URL", f"http://127.0.0.1:{server.server_port}"))
             alloc = agent.wait_alloc(agent.run_job(path), "complete", "failed", timeout_s=90)
