@@ -115,12 +115,12 @@ def qemu_version(path: str) -> str:
         changed_ns = os.stat(path).st_mtime_ns
     except OSError as exc:
         raise HostError(f"{path}: {_words(exc)}") from exc
-    return _qemu_version(path, changed_ns)
+    return parse_qemu_version(_says_version(path, changed_ns))
 
 
 @functools.lru_cache(maxsize=8)
-def _qemu_version(path: str, changed_ns: int) -> str:  # noqa: ARG001  an upgraded file is asked again
-    return parse_qemu_version(run_tool([path, "--version"], timeout_s=_VERSION_TIMEOUT_S))
+def _says_version(path: str, changed_ns: int) -> str:  # noqa: ARG001  an upgraded file is asked again
+    return run_tool([path, "--version"], timeout_s=_VERSION_TIMEOUT_S)
 
 
 def parse_qemu_version(text: str) -> str:
@@ -146,15 +146,10 @@ def virtiofsd_program() -> Program:
         places = ", ".join((*VIRTIOFSD_PLACES, TOOL_ENVIRONMENT["PATH"]))
         return Program(path="virtiofsd", why_not=f"virtiofsd is not installed (looked in {places})")
     try:
-        version = _virtiofsd_version(found, os.stat(found).st_mtime_ns)
+        version = parse_virtiofsd_version(_says_version(found, os.stat(found).st_mtime_ns))
     except (OSError, HostError) as exc:
         return Program(path=found, why_not=f"{found} --version: {exc}")
     return Program(path=found, version=version)
-
-
-@functools.lru_cache(maxsize=8)
-def _virtiofsd_version(path: str, changed_ns: int) -> str:  # noqa: ARG001  an upgraded file is asked again
-    return parse_virtiofsd_version(run_tool([path, "--version"], timeout_s=_VERSION_TIMEOUT_S))
 
 
 def parse_virtiofsd_version(text: str) -> str:

@@ -276,6 +276,14 @@ class Dev:
             self.process.wait()
 
 
+async def stop(host: DevHost) -> None:
+    """The power button, the end of its own, and everything but the disks taken back."""
+    client = await host.client()
+    await client.stop_task(host.task_id, timeout_s=20)
+    assert (await client.wait_task(host.task_id)).result.exit_code == 0
+    await client.destroy_task(host.task_id)
+
+
 def open_files(pid: int) -> list[str]:
     """What a process holds open, as /proc shows it."""
     found = []

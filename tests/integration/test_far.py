@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,12 +68,14 @@ def test_a_file_comes_as_a_descriptor_with_all_that_is_to_be_known_of_it(top: Pa
         (".", "not a regular file"),
     ],
 )
-def test_what_is_no_file_of_the_exports_is_refused(top: Path, how: object, relative: str, words: str) -> None:
+def test_what_is_no_file_of_the_exports_is_refused(
+    top: Path, how: Callable[..., object], relative: str, words: str
+) -> None:
     (top / "out").symlink_to("/etc/passwd")
     os.mkfifo(top / "fifo")
     more = {"max_bytes": MIB} if how is remote.fetch else {}
     with pytest.raises(SpecError) as exc:
-        how(ref(top, relative), key="image", **more)  # type: ignore[operator]
+        how(ref(top, relative), key="image", **more)
     assert str(exc.value) == f"image = 'nfs://vms{'' if relative == '' else '/' + relative}': {words}"
     assert list(top.parent.iterdir()) == [top]
 

@@ -13,20 +13,13 @@ import pytest
 from driver.devhost.events import ExitResult
 from driver.devhost.host import DevHost, StartFailedError
 from tests.guest import build
-from tests.integration.nodes import READY, Node, told, until, until_says
+from tests.integration.nodes import READY, Node, stop, told, until, until_says
 
 MIB = 1 << 20
 
 
 def cached(node: Node) -> list[Path]:
     return sorted((node.layout.cache / "images").glob("*"))
-
-
-async def stop(host: DevHost) -> None:
-    client = await host.client()
-    await client.stop_task(host.task_id, timeout_s=20)
-    assert (await client.wait_task(host.task_id)).result.exit_code == 0
-    await client.destroy_task(host.task_id)
 
 
 async def test_a_guest_boots_from_a_packed_image_and_the_next_one_finds_it_unpacked(node: Node) -> None:

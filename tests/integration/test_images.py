@@ -13,7 +13,7 @@ import pytest
 
 from driver.devhost.events import ExitResult
 from driver.devhost.host import DevHost, StartFailedError
-from tests.integration.nodes import READY, Node, told, until, until_says
+from tests.integration.nodes import READY, Node, stop, told, until, until_says
 
 MIB = 1 << 20
 USER_NETWORK = 'network_interface {\n network = "user0"\n }'
@@ -140,13 +140,6 @@ async def test_a_root_disk_keeps_what_was_written_over_restarts_of_the_alloc(
         await stop(host)
         assert "Pattern verification failed" not in qemu_io(disk, f"read {MARK}")
     assert digest(source) == before
-
-
-async def stop(host: DevHost) -> None:
-    client = await host.client()
-    await client.stop_task(host.task_id, timeout_s=20)
-    assert (await client.wait_task(host.task_id)).result.exit_code == 0
-    await client.destroy_task(host.task_id)
 
 
 async def test_the_image_cannot_be_another_one_at_a_restart_of_the_alloc(fake_node: Node) -> None:

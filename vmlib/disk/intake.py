@@ -15,8 +15,6 @@ from vmlib.spec import DiskFormat, FileRef, Packing
 
 _PIECE_BYTES = 64 * 1024
 _ZEROS = bytes(_PIECE_BYTES)
-# A qcow2 file with every cluster in use is a little larger than what it holds.
-_TABLES_PART = 64
 
 # Nomad keeps ten events of a task: the first word after this long, each further one after three times as long.
 _FIRST_WORD_S = 2.0
@@ -70,7 +68,7 @@ class Intake:
         def unpacked(source_fd: int, target_fd: int) -> str:
             assert packed
             digest = hashlib.sha256()
-            limits = UnpackLimits(max_bytes=limit + limit // _TABLES_PART)
+            limits = UnpackLimits(max_bytes=most_bytes(limit))
             with _Telling(self._tell, ref, "unpacked") as progress:
                 unpack(
                     source_fd,
@@ -114,10 +112,11 @@ def disk_checksum(fd: int) -> str:
     digest, pos = hashlib.sha256(str(size).encode()), 0
     while pos < size:
         try:
-            pos = os.lseek(fd, pos, os.SEEK_DATA) // _PIECE_BYTES * _PIECE_BYTES
+            start = os.lseek(fd, pos, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
         except OSError:  # only a hole is left, or the file became shorter
             break
-        end = os.lseek(fd, os.lseek(fd, pos, os.SEEK_DATA), os.SEEK_HOLE)
+        pos = start // _PIECE_BYTES * _PIECE_BYTES
         while pos < end:
             piece = os.pread(fd, _PIECE_BYTES, pos)
             if piece != _ZEROS[: len(piece)]:
