@@ -23,7 +23,13 @@ LOCAL = CHECKOUT / ".cache"
 VENV = LOCAL / "venv"
 IMAGE_PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
 LAB_PACKAGES = {**IMAGE_PACKAGES, "depmod": "kmod"}
-QEMU_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils"}
+# The last two pack images for the tests as people do.
+QEMU_PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "xz": "xz-utils",
+    "zstd": "zstd",
+}
 UEFI_PACKAGE = "ovmf"
 # Beside QEMU until Debian 12; a package of its own since.
 VIRTIOFSD_PACKAGE = "virtiofsd"
