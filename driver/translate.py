@@ -26,6 +26,7 @@ from vmlib.spec import (
     PortForward,
     RootDisk,
     SeedSpec,
+    UserLink,
 )
 
 _MIN_MEMORY_MIB = 16
@@ -369,9 +370,8 @@ def _nics(
         nics.append(
             NicSpec(
                 network=network.name,
-                mode=network.mode,
+                link=UserLink(forwards=() if nics else _forwards(task)),
                 mac=interface.mac or derived_mac(task.alloc_id, task.name, index),
-                forwards=() if nics else _forwards(task),
             )
         )
     return tuple(nics)

@@ -200,7 +200,7 @@ class Machines:
 
     def _explained(self, exc: HypervisorError, spec: MachineSpec) -> VmError:
         for nic in spec.nics:
-            if (sentence_ := explain_forward_failure(exc.log_tail, nic)) is not None:
+            if (sentence_ := explain_forward_failure(exc.log_tail, nic.link)) is not None:
                 return NoCapacityError(sentence_)
         if (sentence_ := explain_lock(exc.log_tail, spec.mounts)) is not None:
             return NoCapacityError(sentence_)

@@ -24,7 +24,7 @@ from vmlib.disk.stage import stage_boot
 from vmlib.disk.volume import prepare_mounts
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.journal import Journal
-from vmlib.net.user import attach_user
+from vmlib.net.plug import plug
 from vmlib.paths import MachinePaths, RunPaths
 from vmlib.resources import Credentials, DiskAttachment, FirmwareFiles, OpenFile, Resources, ShareAttachment
 from vmlib.settings import HostSettings
@@ -170,7 +170,7 @@ class Preflight:
             boot = stage_boot(spec.boot, paths.boot_dir, owner_uid=who.uid, owner_gid=who.gid)
             keep(boot.kernel)
             keep(boot.initrd)
-        nics = tuple(attach_user(nic, index) for index, nic in enumerate(spec.nics))
+        nics = tuple(plug(nic, index) for index, nic in enumerate(spec.nics))
         made = Resources(
             run_dir=run.root,
             credentials=who,

@@ -26,6 +26,21 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NicRecord:
+    """One network interface of a machine, as it was made."""
+
+    network: str
+    mac: str
+    addresses: tuple[str, ...] = ()  # known at the start, with the length of the prefix
+    link: str = ""  # the name of the host's link; "" = the VMM or a helper is the router
+    ifindex: int = 0
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "NicRecord":
+        return cls(**{**data, "addresses": tuple(data.get("addresses", ()))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRecord:
     """One start of a machine. Written before the machine is committed."""
 
@@ -43,7 +58,7 @@ class MachineRecord:
     vmm_pid: int
     vmm_start_time: int
     placement: Placement | None = None  # what it got at its start, should the ledger be lost; None: nobody knows
-    addresses: tuple[str, ...] = ()
+    nics: tuple[NicRecord, ...] = ()
     alive_while: str = ""
 
     def save(self, path: Path) -> None:
@@ -79,7 +94,11 @@ def load_machine(path: Path) -> MachineRecord | None:
     data = _load(path)
     if data is None or data.pop("version", None) != VERSION:
         return None
-    data["addresses"] = tuple(data.get("addresses", ()))
+    data.pop("addresses", None)  # of a version without links, which left it empty
+    try:
+        data["nics"] = tuple(NicRecord.from_json(nic) for nic in data.get("nics", ()))
+    except (AttributeError, TypeError):
+        data["nics"] = ()
     try:
         data["placement"] = Placement.from_json(data["placement"])
     except (KeyError, TypeError, ValueError):  # of a version that knew no cores

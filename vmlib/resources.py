@@ -98,6 +98,27 @@ class UserNic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamNic:
+    """A user-mode link whose router is a helper: Ethernet frames go over the socket `name`, connected to it."""
+
+    name: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapNic:
+    """A link of the kernel's, tap or macvtap: one open descriptor for each pair of queues."""
+
+    name: str
+    mac: str
+    queues: tuple[OpenFile, ...]
+    vhost: tuple[OpenFile, ...] = ()  # as many, of the kernel's vhost-net; none: the VMM moves the frames itself
+
+
+Nic = UserNic | StreamNic | TapNic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """Whom the VMM runs as."""
 
@@ -117,4 +138,4 @@ class Resources:
     disks: tuple[DiskAttachment, ...] = ()
     shares: tuple[ShareAttachment, ...] = ()
     tpm: TpmAttachment | None = None
-    nics: tuple[UserNic, ...] = ()
+    nics: tuple[Nic, ...] = ()

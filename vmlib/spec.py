@@ -13,6 +13,7 @@ OnPanic = Literal["exit", "restart"]
 FirmwareKind = Literal["", "bios", "uefi"]
 GuestOs = Literal["linux", "windows"]
 NumaPolicy = Literal["strict", "prefer", "spread"]
+MacvtapMode = Literal["bridge", "private", "vepa", "passthru"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +122,55 @@ class PortForward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserLink:
+    """No link of the kernel's: a process of ours is the router, and host ports are forwarded to the guest."""
+
+    forwards: tuple[PortForward, ...] = ()
+    netns: Path | None = None  # the network namespace whose routes it uses and on whose ports it listens; None: ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacvtapLink:
+    """A macvtap on an interface of the host's."""
+
+    parent: str
+    mode: MacvtapMode = "bridge"
+    filter: bool = False  # drop what the guest sends from another MAC, or from other than its static addresses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeLink:
+    """A tap on a bridge of the host's."""
+
+    bridge: str
+    filter: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetnsLink:
+    """The guest takes over an interface of a network namespace: its MAC, its addresses, its routes."""
+
+    netns: Path
+    interface: str = "eth0"
+
+
+Link = UserLink | MacvtapLink | BridgeLink | NetnsLink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NicSpec:
-    """One network interface of the guest. `network` is the operator's name for what it is plugged into."""
+    """One network interface of the guest. `network` is the operator's name for what it is plugged into.
+
+    Without `addresses` the guest asks by DHCP.
+    """
 
     network: str
-    mode: Literal["user"]
-    mac: str
-    forwards: tuple[PortForward, ...] = ()
+    link: Link
+    mac: str = ""  # "" = that of the interface that the guest takes over
+    addresses: tuple[str, ...] = ()  # with the length of the prefix: "192.168.1.20/24", "2001:db8::20/64"
+    gateways: tuple[str, ...] = ()  # at most one of each family
+    dns: tuple[str, ...] = ()  # addresses of servers
+    search: tuple[str, ...] = ()  # domains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

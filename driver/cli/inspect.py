@@ -40,7 +40,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         **_cores(machine),
         "memory_mib": record.memory_mib,
         "vcpus": _vcpus(machine),
-        "addresses": list(record.addresses),
+        "addresses": [address for nic in record.nics for address in nic.addresses],
     }
     if (ended := machine.exit_record()) is not None:
         facts["exit"] = {"code": ended.exit_code, "signal": ended.signal, "message": ended.message}

@@ -26,7 +26,7 @@ from vmlib.machine import Machines
 from vmlib.paths import Layout
 from vmlib.resources import DiskAttachment
 from vmlib.settings import HostSettings
-from vmlib.spec import FileRef, MachineSpec, NicSpec, RootDisk, RootMode, SeedSpec
+from vmlib.spec import FileRef, MachineSpec, NicSpec, RootDisk, RootMode, SeedSpec, UserLink
 
 MIB = 1 << 20
 _IMAGE_BYTES = 1 << 30
@@ -102,7 +102,7 @@ def run_seed(settings: Settings) -> list[Line]:
     here = settings.directory("seed")
     key = "ssh-ed25519 AAAA me"
     spec = SeedSpec(instance_id="i", hostname="web-1", ssh_authorized_keys=(key,), user_data=b"#!/bin/sh\n")
-    files = seed_files(spec, [NicSpec(network="a", mode="user", mac="52:54:00:12:34:56")])
+    files = seed_files(spec, [NicSpec(network="a", link=UserLink(), mac="52:54:00:12:34:56")])
     for name, data in files.items():
         (here / "in").mkdir(exist_ok=True)
         (here / "in" / name).write_bytes(data)

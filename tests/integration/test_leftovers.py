@@ -30,7 +30,8 @@ def test_another_runs_process_is_not_ours(short_dir: Path) -> None:
     before = look(run_dir=short_dir)
     with subprocess.Popen(["chv-test-sleep", "60"], executable="/bin/sleep") as other:
         try:
-            assert look(run_dir=short_dir).beyond(before) == []
+            # Groups may come from a test beside this one that is just starting a machine: they name no directory.
+            assert look(run_dir=short_dir).processes == before.processes
         finally:
             other.kill()
 

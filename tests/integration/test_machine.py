@@ -20,6 +20,7 @@ from vmlib import process
 from vmlib.errors import HostError, HypervisorError, NoCapacityError, SpecError
 from vmlib.hypervisor.base import LaunchPlan
 from vmlib.hypervisor.fake import Fake
+from vmlib.hypervisor.qmp import CALL_TIMEOUT_S
 from vmlib.hypervisor.select import attach
 from vmlib.keeper.client import Lease
 from vmlib.ladder import ladder
@@ -27,7 +28,7 @@ from vmlib.machine import Machines
 from vmlib.record import load_machine
 from vmlib.resources import Resources
 from vmlib.settings import HostSettings
-from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward
+from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, PortForward, UserLink
 
 
 def _nothing_is_left(host: Host, spec: MachineSpec) -> None:
@@ -174,6 +175,19 @@ def test_a_vmm_that_ends_at_once_is_quoted(qemu: Host, script: str, words: str) 
     _nothing_is_left(qemu, spec)
 
 
+def test_a_vmm_that_takes_its_time_until_it_answers_is_waited_for(qemu: Host) -> None:
+    binary = qemu.directory / "qemu"
+    binary.write_text(f'#!/bin/sh\nsleep {CALL_TIMEOUT_S + 1}\nexec qemu-system-x86_64 "$@"\n')
+    binary.chmod(0o755)
+    qemu.directory.chmod(0o755)
+    qemu.binary = str(binary)
+    spec = qemu.spec()
+    machine = qemu.machines.start(spec)
+    assert machine.running()
+    machine.destroy()
+    _nothing_is_left(qemu, spec)
+
+
 def test_a_vmm_that_is_missing_is_named(qemu: Host) -> None:
     qemu.binary = "/no/such/qemu"
     spec = qemu.spec()
@@ -194,7 +208,7 @@ def test_a_host_port_that_is_taken_is_a_matter_of_time_and_names_the_label(qemu:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         forward = PortForward(label="http", host_ip="127.0.0.1", host_port=listener.getsockname()[1], guest_port=80)
-        nic = NicSpec(network="nat", mode="user", mac="52:54:00:12:34:56", forwards=(forward,))
+        nic = NicSpec(network="nat", link=UserLink(forwards=(forward,)), mac="52:54:00:12:34:56")
         spec = qemu.spec(nics=(nic,))
         with pytest.raises(NoCapacityError, match=r"^port 'http': tcp port 127\.0\.0\.1:[0-9]+ of the host"):
             qemu.machines.start(spec)

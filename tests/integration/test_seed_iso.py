@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vmlib.disk.seed import MAX_FILE_BYTES, seed_files, write_seed
 from vmlib.errors import NoCapacityError
-from vmlib.spec import NicSpec, SeedSpec
+from vmlib.spec import NicSpec, SeedSpec, UserLink
 
 SPEC = SeedSpec(
     instance_id="i-1",
@@ -24,7 +24,7 @@ SPEC = SeedSpec(
     environment={"NOMAD_PORT_http": "8080"},
 )
 FILES = seed_files(
-    SPEC, [NicSpec(network="nat", mode="user", mac="52:54:00:12:34:56")], vendor_config={"bootcmd": [["true"]]}
+    SPEC, [NicSpec(network="nat", link=UserLink(), mac="52:54:00:12:34:56")], vendor_config={"bootcmd": [["true"]]}
 )
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from vmlib.net.user import attach_user, explain_forward_failure
-from vmlib.spec import NicSpec, PortForward
+from vmlib.net.plug import plug
+from vmlib.net.user import explain_forward_failure
+from vmlib.resources import UserNic
+from vmlib.spec import NicSpec, PortForward, UserLink
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -22,8 +24,10 @@ def taken(request: pytest.FixtureRequest) -> Iterator[PortForward]:
 
 
 def test_a_port_that_is_taken_is_explained_from_what_qemu_says(taken: PortForward) -> None:
-    nic = NicSpec(network="nat", mode="user", mac="52:54:00:12:34:56", forwards=(taken,))
-    rules = [f"{f.protocol}:{f.host_ip}:{f.host_port}-:{f.guest_port}" for f in attach_user(nic, 0).forwards]
+    nic = NicSpec(network="nat", link=UserLink(forwards=(taken,)), mac="52:54:00:12:34:56")
+    made = plug(nic, 0)
+    assert isinstance(made, UserNic)
+    rules = [f"{f.protocol}:{f.host_ip}:{f.host_port}-:{f.guest_port}" for f in made.forwards]
     netdev = ",".join(["user,id=net0", *(f"hostfwd={rule}" for rule in rules)])
     qemu = subprocess.run(
         ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "none", "-S", "-netdev", netdev],
@@ -34,7 +38,7 @@ def test_a_port_that_is_taken_is_explained_from_what_qemu_says(taken: PortForwar
         check=False,
     )
     assert qemu.returncode == 1
-    told = explain_forward_failure(qemu.stderr, nic)
+    told = explain_forward_failure(qemu.stderr, nic.link)
     assert told is not None
     assert told.startswith("port 'http': tcp port ")
     assert f"{taken.host_port} of the host is not to be had" in told

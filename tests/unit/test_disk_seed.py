@@ -14,7 +14,7 @@ from vmlib.disk.seed import MAX_FILE_BYTES, cloud_config, load_user_data, seed_f
 from vmlib.disk.volume import prepare_mounts
 from vmlib.errors import SpecError
 from vmlib.resources import ShareAttachment
-from vmlib.spec import FileRef, MountSpec, NicSpec, SeedSpec
+from vmlib.spec import FileRef, MountSpec, NicSpec, SeedSpec, UserLink
 
 KEYS = ("ssh-ed25519 AAAA one@example", "ssh-ed25519 BBBB two@example")
 
@@ -35,8 +35,8 @@ def test_keys_are_metadata_so_that_user_data_cannot_replace_them() -> None:
 
 def test_generated_network_config_matches_by_quoted_lower_case_mac() -> None:
     nics = [
-        NicSpec(network="a", mode="user", mac="52:54:00:AB:CD:EF"),
-        NicSpec(network="b", mode="user", mac="52:54:00:12:34:56"),
+        NicSpec(network="a", link=UserLink(), mac="52:54:00:AB:CD:EF"),
+        NicSpec(network="b", link=UserLink(), mac="52:54:00:12:34:56"),
     ]
     files = seed_files(SeedSpec(instance_id="i", hostname="h"), nics)
     assert files["network-config"].decode() == (
@@ -50,7 +50,7 @@ def test_generated_network_config_matches_by_quoted_lower_case_mac() -> None:
 
 @pytest.mark.parametrize("given_config", [b"version: 1\nconfig: []\n", b"", b"\xff\x00 anything"])
 def test_a_given_network_config_is_kept_byte_for_byte(given_config: bytes) -> None:
-    nics = [NicSpec(network="a", mode="user", mac="52:54:00:12:34:56")]
+    nics = [NicSpec(network="a", link=UserLink(), mac="52:54:00:12:34:56")]
     files = seed_files(SeedSpec(instance_id="i", hostname="h", network_config=given_config), nics)
     assert files["network-config"] == given_config
 
@@ -110,7 +110,7 @@ def test_vendor_data_is_a_mime_part_of_cloud_config_with_a_json_body() -> None:
 @pytest.mark.parametrize("kind", ["linux", "windows"])
 def test_there_is_no_vendor_data_where_nothing_is_wanted_or_nobody_reads_it(kind: Literal["linux", "windows"]) -> None:
     spec = SeedSpec(instance_id="i", hostname="h", ssh_authorized_keys=KEYS)
-    nics = [NicSpec(network="a", mode="user", mac="52:54:00:12:34:56")]
+    nics = [NicSpec(network="a", link=UserLink(), mac="52:54:00:12:34:56")]
     nothing = seed_files(spec, nics)
     assert sorted(nothing) == ["meta-data", "network-config", "user-data"]
     assert seed_files(spec, nics, vendor_config={}, guest_os=kind) == nothing

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from vmlib.errors import HostError
 from vmlib.hook_wire import pack, unpack
 from vmlib.hooks import GivenDisk, Prepared, find_hook, load_hook, split
-from vmlib.spec import CoresSpec, DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, NicSpec, RootDisk, SeedSpec
+from vmlib.spec import (
+    CoresSpec,
+    DirectBoot,
+    DiskKey,
+    DiskSpec,
+    FileRef,
+    MachineSpec,
+    NicSpec,
+    RootDisk,
+    SeedSpec,
+    UserLink,
+)
 
 REF = FileRef(root=Path("/srv/images"), relative="a\nb.raw")
 SPEC = MachineSpec(
@@ -26,7 +37,7 @@ SPEC = MachineSpec(
         DiskSpec(name="d", format="qcow2", persistent=DiskKey(namespace="n", job="j", group="g", index=3, name="d")),
     ),
     seed=SeedSpec(instance_id="i", hostname="h", user_data=b"\xff\0#", environment={"A": "b"}),
-    nics=(NicSpec(network="n", mode="user", mac="52:54:00:12:34:56"),),
+    nics=(NicSpec(network="n", link=UserLink(), mac="52:54:00:12:34:56"),),
     cores=CoresSpec(exclusive=True, given=frozenset({1, 2}), tokens={0: 2}),
     labels={"job": "j", "meta.x": "y"},
     alive_while=Path("/alloc"),

@@ -12,14 +12,14 @@ from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.qemu_argv import tcg_buffer_mib
 from vmlib.memory import memory_limit_bytes
-from vmlib.spec import FileRef, MachineSpec, MountSpec, NicSpec, RootDisk, SeedSpec
+from vmlib.spec import FileRef, MachineSpec, MountSpec, NicSpec, RootDisk, SeedSpec, UserLink
 
 MIB = 1 << 20
 SPEC = MachineSpec(id="a/b/1", name="a/b", owner="run", vcpus=2, memory_mib=512)
 IMAGE = FileRef(root=Path("/images"), relative="x.qcow2")
 ROOT = RootDisk(image=IMAGE, format="qcow2")
 SEED = SeedSpec(instance_id="i", hostname="h")
-NIC = NicSpec(network="user", mode="user", mac="52:54:00:12:34:56")
+NIC = NicSpec(network="user", link=UserLink(), mac="52:54:00:12:34:56")
 
 MOUNT = MountSpec(source=Path("/srv"), guest_path="/srv")
 

@@ -3,9 +3,10 @@
 import pytest
 
 from vmlib.errors import SpecError
-from vmlib.net.user import attach_user, explain_forward_failure
+from vmlib.net.plug import plug
+from vmlib.net.user import explain_forward_failure
 from vmlib.resources import Forward, UserNic
-from vmlib.spec import NicSpec, PortForward
+from vmlib.spec import NicSpec, PortForward, UserLink
 
 MAC = "52:54:00:12:34:56"
 
@@ -15,12 +16,12 @@ def forward(label: str = "http", host_ip: str = "", host_port: int = 8080, guest
 
 
 def nic(*forwards: PortForward, mac: str = MAC) -> NicSpec:
-    return NicSpec(network="nat", mode="user", mac=mac, forwards=forwards)
+    return NicSpec(network="nat", link=UserLink(forwards=forwards), mac=mac)
 
 
 def test_every_port_is_forwarded_for_tcp_and_udp() -> None:
     wanted = nic(forward(host_ip="127.0.0.1"), forward("dns", host_port=5353, guest_port=53), mac="52:54:00:AB:cd:ef")
-    assert attach_user(wanted, 1) == UserNic(
+    assert plug(wanted, 1) == UserNic(
         name="net1",
         mac="52:54:00:ab:cd:ef",
         forwards=(
@@ -34,7 +35,9 @@ def test_every_port_is_forwarded_for_tcp_and_udp() -> None:
 
 def test_one_host_port_on_two_addresses_and_one_guest_port_twice_are_fine() -> None:
     both = nic(forward("a", "10.0.0.1"), forward("b", "10.0.0.2"))
-    assert len(attach_user(both, 0).forwards) == 4
+    made = plug(both, 0)
+    assert isinstance(made, UserNic)
+    assert len(made.forwards) == 4
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_one_host_port_on_two_addresses_and_one_guest_port_twice_are_fine() -> N
 )
 def test_what_can_never_be_forwarded_is_refused(wanted: NicSpec, complaint: str) -> None:
     with pytest.raises(SpecError) as caught:
-        attach_user(wanted, 0)
+        plug(wanted, 0)
     assert str(caught.value) == complaint
 
 
@@ -76,7 +79,7 @@ def test_a_port_that_is_taken_is_told_by_its_label() -> None:
         "qemu-system-x86_64: -netdev user,id=n0,hostfwd=tcp::8080-:80:"
         " Could not set up host forwarding rule 'tcp::8080-:80'\n"
     )
-    assert explain_forward_failure(stderr, nic(forward())) == (
+    assert explain_forward_failure(stderr, nic(forward()).link) == (
         "port 'http': tcp port 8080 of the host is not to be had:"
         " another process listens on it, or the address is not this host's"
     )
@@ -84,7 +87,7 @@ def test_a_port_that_is_taken_is_told_by_its_label() -> None:
 
 def test_the_right_one_of_several_ports_is_told() -> None:
     several = nic(forward("a", "10.0.0.1"), forward("b", "10.0.0.2"), forward("c", "10.0.0.2", 8081))
-    told = explain_forward_failure("Could not set up host forwarding rule 'udp:10.0.0.2:8080-:80'", several)
+    told = explain_forward_failure("Could not set up host forwarding rule 'udp:10.0.0.2:8080-:80'", several.link)
     assert told is not None
     assert told.startswith("port 'b': udp port 10.0.0.2:8080 of the host")
 
@@ -99,4 +102,4 @@ def test_the_right_one_of_several_ports_is_told() -> None:
     ],
 )
 def test_other_words_are_not_explained(stderr: str) -> None:
-    assert explain_forward_failure(stderr, nic(forward())) is None
+    assert explain_forward_failure(stderr, nic(forward()).link) is None

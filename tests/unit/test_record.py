@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmlib.record import ExitRecord, MachineRecord, Mark, load_exit, load_machine, load_mark
+from vmlib.record import ExitRecord, MachineRecord, Mark, NicRecord, load_exit, load_machine, load_mark
 
 MACHINE = MachineRecord(
     id="alloc/web/1",
@@ -22,7 +22,7 @@ MACHINE = MachineRecord(
     uid=200000,
     vmm_pid=42,
     vmm_start_time=4711,
-    addresses=("10.0.2.15",),
+    nics=(NicRecord(network="lan", mac="52:54:00:12:34:56", addresses=("10.0.0.9/24",), link="chv0", ifindex=7),),
     alive_while="/alloc",
 )
 DAMAGED = ["", "{", "[]", "null", "3", '{"id": "alloc/web/1"}', '{"version": 1}', '{"id": "alloc/web/1", "later": 1}']

@@ -9,7 +9,7 @@ import pytest
 from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.select import Facts, HypervisorSettings, Offer, attach, candidates, choose
 from vmlib.probe import Program
-from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec
+from vmlib.spec import DirectBoot, FileRef, MachineSpec, NicSpec, UserLink
 
 QEMU = Program(path="/usr/bin/qemu-system-x86_64", version="7.2.22")
 NO_QEMU = Program(path="qemu-system-x86_64", why_not="qemu-system-x86_64 is not installed")
@@ -92,7 +92,7 @@ def test_no_choice_says_who_can_change_it(
 
 
 def test_a_machine_that_needs_more_than_the_pinned_one_has_is_the_jobs_fault() -> None:
-    nic = NicSpec(network="lan", mode="user", mac="52:54:00:00:00:01")
+    nic = NicSpec(network="lan", link=UserLink(), mac="52:54:00:00:00:01")
     with pytest.raises(SpecError, match="fake: has no user-mode network"):
         choose(replace(SPEC, hypervisor="fake", nics=(nic,)), offer(AUTO, FAKE))
 

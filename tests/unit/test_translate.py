@@ -37,6 +37,7 @@ from vmlib.spec import (
     RootDisk,
     RootMode,
     SeedSpec,
+    UserLink,
 )
 
 ALLOC = "5f0e1c2a-1111-2222-3333-444455556666"
@@ -179,15 +180,16 @@ def test_everything_a_job_may_say_reaches_the_machine() -> None:
         nics=(
             NicSpec(
                 network="u",
-                mode="user",
-                mac="52:54:00:00:00:01",
-                forwards=(
-                    PortForward(label="http", host_ip="10.0.0.7", host_port=20001, guest_port=80),
-                    PortForward(label="same", host_ip="", host_port=20002, guest_port=20002),
-                    PortForward(label="also", host_ip="", host_port=20003, guest_port=20003),
+                link=UserLink(
+                    forwards=(
+                        PortForward(label="http", host_ip="10.0.0.7", host_port=20001, guest_port=80),
+                        PortForward(label="same", host_ip="", host_port=20002, guest_port=20002),
+                        PortForward(label="also", host_ip="", host_port=20003, guest_port=20003),
+                    )
                 ),
+                mac="52:54:00:00:00:01",
             ),
-            NicSpec(network="w", mode="user", mac=derived_mac(ALLOC, "vm", 1)),
+            NicSpec(network="w", link=UserLink(), mac=derived_mac(ALLOC, "vm", 1)),
         ),
         hypervisor="qemu",
         on_reboot="exit",
@@ -406,7 +408,7 @@ def test_a_task_name_that_leads_elsewhere_is_refused(name: str) -> None:
 def test_without_an_interface_the_default_network_is_used_and_else_none() -> None:
     assert spec_of(KERNEL, a_plugin("u")).nics == ()
     assert spec_of(KERNEL, a_plugin("u", default_network="u")).nics == (
-        NicSpec(network="u", mode="user", mac=derived_mac(ALLOC, "vm", 0)),
+        NicSpec(network="u", link=UserLink(), mac=derived_mac(ALLOC, "vm", 0)),
     )
 
 

@@ -119,4 +119,7 @@ class Hypervisor(Protocol):
         """The UEFI firmware of this host that it boots. Raises HostError when none is installed."""
 
     def attach(self, run_dir: Path) -> Vmm:
-        """Open the request socket of a VMM that was started by such a plan. Raises HypervisorError."""
+        """Open the request socket of a VMM that was just started by such a plan. Raises HypervisorError.
+
+        It may take its time until it answers.
+        """

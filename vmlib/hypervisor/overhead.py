@@ -5,7 +5,7 @@ These numbers go into the limit of a cgroup: too large a one costs nothing, too 
 
 from vmlib.hypervisor.base import Accel
 from vmlib.hypervisor.qemu_argv import tcg_buffer_mib
-from vmlib.spec import MachineSpec
+from vmlib.spec import MachineSpec, UserLink
 
 # The program, its libraries and its heap, the devices that every machine has; and page cache, so that reading a disk
 # does not have to win each page back at once.
@@ -22,6 +22,7 @@ _FLASH_MIB = 8  # what firmware's flash may have at most, which is copied into t
 # guest knows.
 _SHARE_MIB = 64
 _TPM_MIB = 24  # of swtpm
+_TAP_NIC_MIB = 4  # rings and frames on their way
 _USER_NIC_MIB = 256  # two buffers of 128 KiB for each of about a thousand TCP connections
 
 _FAKE_BASE_MIB = 64
@@ -38,7 +39,12 @@ def qemu_overhead_mib(spec: MachineSpec, accel: Accel) -> int:
     if spec.boot_firmware:
         needed += _FLASH_MIB
     needed += _SHARE_MIB * len(spec.mounts) + _TPM_MIB * spec.tpm
-    return needed + _disks_mib(spec) + _USER_NIC_MIB * len(spec.nics)
+    return needed + _disks_mib(spec) + _nics_mib(spec)
+
+
+def _nics_mib(spec: MachineSpec) -> int:
+    user = sum(isinstance(nic.link, UserLink) for nic in spec.nics)
+    return user * _USER_NIC_MIB + (len(spec.nics) - user) * _TAP_NIC_MIB
 
 
 def _disks_mib(spec: MachineSpec) -> int:

@@ -7,11 +7,15 @@ from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
 from vmlib.hypervisor.firmware import find_firmware
 from vmlib.hypervisor.overhead import qemu_overhead_mib
 from vmlib.hypervisor.qemu_argv import LISTENERS, command_line
-from vmlib.hypervisor.qmp import QmpVmm
+from vmlib.hypervisor.qmp import CALL_TIMEOUT_S, QmpVmm
 from vmlib.probe import QEMU_MIN_VERSION
 from vmlib.process import TOOL_ENVIRONMENT
 from vmlib.resources import Firmware, Resources
 from vmlib.spec import MachineSpec
+
+# QEMU answers once it has made the whole machine: huge pages are zeroed one by one, and the host may be busy.
+# One that ends meanwhile is noticed at once.
+START_TIMEOUT_S = 90.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ class Qemu:
         return find_firmware(f"pc-q35-{version.rpartition('.')[0]}", root=self.root)
 
     def attach(self, run_dir: Path) -> Vmm:
-        return attach_qmp(run_dir)
+        return attach_qmp(run_dir, timeout_s=START_TIMEOUT_S)
 
 
 def fixed_environment(run_dir: Path) -> dict[str, str]:
@@ -58,8 +62,8 @@ def fixed_environment(run_dir: Path) -> dict[str, str]:
     return {"PATH": TOOL_ENVIRONMENT["PATH"], "HOME": str(run_dir), "TMPDIR": str(run_dir), "LC_ALL": "C"}
 
 
-def attach_qmp(run_dir: Path) -> QmpVmm:
+def attach_qmp(run_dir: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> QmpVmm:
     """Talk to a VMM whose request socket lies in `run_dir`. Raises HypervisorError when it does not answer."""
-    vmm = QmpVmm(run_dir / "qmp")
+    vmm = QmpVmm(run_dir / "qmp", connect_timeout_s=timeout_s)
     vmm.connect()
     return vmm

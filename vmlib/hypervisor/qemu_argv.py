@@ -2,21 +2,24 @@
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.base import Accel
-from vmlib.hypervisor.options import inherited, json_option, option, plain
+from vmlib.hypervisor.options import Inherited, inherited, json_option, option, plain
 from vmlib.paths import run_key
 from vmlib.resources import (
     BootFiles,
     DiskAttachment,
     FirmwareFiles,
     Forward,
+    Nic,
     OpenFile,
     Resources,
     ShareAttachment,
+    StreamNic,
+    TapNic,
     TpmAttachment,
     UserNic,
 )
@@ -89,7 +92,12 @@ def command_line(
         ),
         files={
             name: file.fd
-            for name, file in (*_boot_files(res.boot), *_flash_files(res.firmware), *_disk_files(res.disks))
+            for name, file in (
+                *_boot_files(res.boot),
+                *_flash_files(res.firmware),
+                *_disk_files(res.disks),
+                *_nic_files(res.nics),
+            )
         },
     )
 
@@ -373,17 +381,46 @@ def _tpm_args(tpm: TpmAttachment | None) -> list[str]:
     ]  # fmt: skip
 
 
-def _nic_args(index: int, nic: UserNic) -> list[str]:
+def _nic_args(index: int, nic: Nic) -> list[str]:
     if _MAC.fullmatch(nic.mac) is None:
         raise SpecError(f"mac = {nic.mac!r}: expected six pairs of lower case hex digits, as 52:54:00:12:34:56")
     netdev = f"net{index}"
-    forwards = [("hostfwd", _host_forward(forward)) for forward in nic.forwards]
     # Without an option ROM: the guest does not boot from the network.
-    device = (("netdev", netdev), ("mac", nic.mac), ("romfile", ""), _slot(_FIRST_NIC_SLOT + index))
-    return [
-        "-netdev", option("user", ("id", netdev), *forwards),
-        "-device", option("virtio-net-pci", *device),
-    ]  # fmt: skip
+    pairs = [("netdev", netdev), ("mac", nic.mac), ("romfile", ""), _slot(_FIRST_NIC_SLOT + index)]
+    match nic:
+        case UserNic():
+            backend = option("user", ("id", netdev), *(("hostfwd", _host_forward(one)) for one in nic.forwards))
+        case StreamNic():
+            backend = option(
+                "stream", ("id", netdev), ("server", "off"), ("addr.type", "fd"), ("addr.str", inherited(nic.name))
+            )
+        case _:
+            backend = option("tap", ("id", netdev), *_queues(nic))
+            if len(nic.queues) > 1:
+                # An interrupt for each queue, one for its control queue and one for changes of its state.
+                pairs += [("mq", "on"), ("vectors", str(2 * len(nic.queues) + 2))]
+    return ["-netdev", backend, "-device", option("virtio-net-pci", *pairs)]
+
+
+def _queues(nic: TapNic) -> list[tuple[str, str]]:
+    many = "s" if len(nic.queues) > 1 else ""
+    pairs: list[tuple[str, str]] = [(f"fd{many}", _all_inherited(nic.name, len(nic.queues)))]
+    if nic.vhost:
+        pairs += [("vhost", "on"), (f"vhostfd{many}", _all_inherited(f"{nic.name}.vhost", len(nic.vhost)))]
+    return pairs
+
+
+def _all_inherited(name: str, count: int) -> Inherited:
+    return Inherited(":".join(inherited(f"{name}.{index}") for index in range(count)))
+
+
+def _nic_files(nics: Iterable[Nic]) -> Iterator[tuple[str, OpenFile]]:
+    for nic in nics:
+        if isinstance(nic, TapNic):
+            for index, file in enumerate(nic.queues):
+                yield f"{nic.name}.{index}", file
+            for index, file in enumerate(nic.vhost):
+                yield f"{nic.name}.vhost.{index}", file
 
 
 def _host_forward(forward: Forward) -> str:

@@ -221,9 +221,12 @@ def _error_text(error: object) -> str:
 class QmpVmm:
     """`Vmm` over QMP. The connection is opened when it is needed and kept until `close`; a broken one is replaced."""
 
-    def __init__(self, path: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(
+        self, path: Path, *, timeout_s: float = CALL_TIMEOUT_S, connect_timeout_s: float | None = None
+    ) -> None:
         self._path = path
         self._timeout_s = timeout_s
+        self._connect_timeout_s = timeout_s if connect_timeout_s is None else connect_timeout_s
         self._lock = threading.Lock()
         self._client: QmpClient | None = None
 
@@ -231,7 +234,7 @@ class QmpVmm:
         """Open the connection now. Raises HypervisorError."""
         with self._lock:
             if self._client is None:
-                self._client = QmpClient.connect(self._path, timeout_s=self._timeout_s)
+                self._client = QmpClient.connect(self._path, timeout_s=self._connect_timeout_s)
 
     def boot(self) -> None:
         self._call("cont")

@@ -5,7 +5,7 @@ import re
 
 from vmlib.errors import SpecError
 from vmlib.resources import Forward, UserNic
-from vmlib.spec import NicSpec, PortForward
+from vmlib.spec import Link, NicSpec, PortForward, UserLink
 
 _PORTS = range(1, 65536)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -16,13 +16,13 @@ _REFUSED = re.compile(
 )
 
 
-def attach_user(nic: NicSpec, index: int) -> UserNic:
+def attach_user(nic: NicSpec, link: UserLink, index: int) -> UserNic:
     """The link for the guest's interface number `index`. Raises SpecError for what can never be forwarded."""
     mac = nic.mac.lower()
     if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
         raise SpecError(f"mac = {nic.mac!r}: expected a unicast address like 52:54:00:12:34:56")
     seen: list[PortForward] = []
-    for forward in nic.forwards:
+    for forward in link.forwards:
         _check(forward)
         for other in seen:
             if forward.host_port == other.host_port and _overlap(forward.host_ip, other.host_ip):
@@ -42,22 +42,22 @@ def attach_user(nic: NicSpec, index: int) -> UserNic:
                 host_port=forward.host_port,
                 guest_port=forward.guest_port,
             )
-            for forward in nic.forwards
+            for forward in link.forwards
             for protocol in ("tcp", "udp")
         ),
     )
 
 
-def explain_forward_failure(stderr: str, nic: NicSpec) -> str | None:
+def explain_forward_failure(stderr: str, link: Link) -> str | None:
     """Turn the VMM's words about a port that it could not listen on into ours; None when they are about other things.
 
     Asking beforehand whether a port is free would prove nothing: it may be taken in between.
     """
     refused = _REFUSED.search(stderr)
-    if refused is None:
+    if refused is None or not isinstance(link, UserLink):
         return None
     host_ip, host_port, guest_port = refused["host_ip"], int(refused["host_port"]), int(refused["guest_port"])
-    for forward in nic.forwards:
+    for forward in link.forwards:
         if (forward.host_ip, forward.host_port, forward.guest_port) == (host_ip, host_port, guest_port):
             return (
                 f"port {forward.label!r}: {refused['protocol']} port {_host_side(forward)} of the host is not to be"
