@@ -113,6 +113,7 @@ class TapNic:
     mac: str
     queues: tuple[OpenFile, ...]
     vhost: tuple[OpenFile, ...] = ()  # as many, of the kernel's vhost-net; none: the VMM moves the frames itself
+    mtu: int = 0  # of the link, which the guest is told; 0 = nobody knows
 
 
 Nic = UserNic | StreamNic | TapNic

@@ -3,12 +3,15 @@
 import pytest
 
 from vmlib.errors import SpecError
+from vmlib.net.making import Making
 from vmlib.net.plug import plug
 from vmlib.net.user import explain_forward_failure
 from vmlib.resources import Forward, UserNic
 from vmlib.spec import NicSpec, PortForward, UserLink
 
 MAC = "52:54:00:12:34:56"
+# User-mode links make nothing of the host's.
+UNUSED = Making(machine_id="", mark="", queue_pairs=1, vhost=False, note=lambda *_: None, keep=lambda _: None)
 
 
 def forward(label: str = "http", host_ip: str = "", host_port: int = 8080, guest_port: int = 80) -> PortForward:
@@ -21,7 +24,7 @@ def nic(*forwards: PortForward, mac: str = MAC) -> NicSpec:
 
 def test_every_port_is_forwarded_for_tcp_and_udp() -> None:
     wanted = nic(forward(host_ip="127.0.0.1"), forward("dns", host_port=5353, guest_port=53), mac="52:54:00:AB:cd:ef")
-    assert plug(wanted, 1) == UserNic(
+    assert plug(wanted, 1, UNUSED).nic == UserNic(
         name="net1",
         mac="52:54:00:ab:cd:ef",
         forwards=(
@@ -35,7 +38,7 @@ def test_every_port_is_forwarded_for_tcp_and_udp() -> None:
 
 def test_one_host_port_on_two_addresses_and_one_guest_port_twice_are_fine() -> None:
     both = nic(forward("a", "10.0.0.1"), forward("b", "10.0.0.2"))
-    made = plug(both, 0)
+    made = plug(both, 0, UNUSED).nic
     assert isinstance(made, UserNic)
     assert len(made.forwards) == 4
 
@@ -70,7 +73,7 @@ def test_one_host_port_on_two_addresses_and_one_guest_port_twice_are_fine() -> N
 )
 def test_what_can_never_be_forwarded_is_refused(wanted: NicSpec, complaint: str) -> None:
     with pytest.raises(SpecError) as caught:
-        plug(wanted, 0)
+        plug(wanted, 0, UNUSED)
     assert str(caught.value) == complaint
 
 

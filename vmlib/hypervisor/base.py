@@ -23,6 +23,7 @@ class Capabilities:
     uefi: bool
     shares: bool
     tpm: bool
+    vhost_net: bool = False  # it can leave the frames of a tap to the kernel, with KVM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

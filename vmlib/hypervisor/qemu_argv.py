@@ -396,6 +396,8 @@ def _nic_args(index: int, nic: Nic) -> list[str]:
             )
         case _:
             backend = option("tap", ("id", netdev), *_queues(nic))
+            if nic.mtu:
+                pairs.append(("host_mtu", str(nic.mtu)))
             if len(nic.queues) > 1:
                 # An interrupt for each queue, one for its control queue and one for changes of its state.
                 pairs += [("mq", "on"), ("vectors", str(2 * len(nic.queues) + 2))]
