@@ -21,6 +21,8 @@ from vmlib.resources import (
     OpenFile,
     Resources,
     ShareAttachment,
+    StreamNic,
+    TapNic,
     TpmAttachment,
     UserNic,
 )
@@ -46,6 +48,9 @@ SEED_DISK = DiskAttachment(name="seed", file=SEED, format="raw", readonly=True, 
 DATA_DISK = DiskAttachment(name="data", file=OpenFile(fd=17, path=Path("/data/data")), format="raw", serial="data")
 WINDOWS = replace(SPEC, guest_os="windows")
 NIC = UserNic(name="net0", mac="52:54:00:12:34:56")
+QUEUES = tuple(OpenFile(fd=20 + number, path=Path("/dev/chv0")) for number in range(4))
+VHOST = tuple(OpenFile(fd=30 + number, path=Path("/dev/chv0")) for number in range(4))
+TAP = TapNic(name="net0", mac="52:54:00:12:34:56", queues=QUEUES[:1])
 SHARE = ShareAttachment(name="fs0", tag="srv-data", guest_path="/srv/data", source=Path("/data"))
 TPM = TpmAttachment(name="tpm", state_dir=Path("/var/lib/chv/tpm"))
 EXPOSED = CoresSpec(exclusive=True, expose=True)
@@ -124,6 +129,20 @@ def value_of(launch: LaunchPlan, name: str) -> list[str]:
             ),
             "tcg",
         ),
+        ("tap", SPEC, replace(DIRECT, nics=(TAP,)), "tcg"),
+        (
+            "taps-vhost",
+            SPEC,
+            replace(
+                DIRECT,
+                nics=(
+                    replace(TAP, queues=QUEUES, vhost=VHOST, mtu=1450),
+                    replace(TAP, name="net1", mac="52:54:00:12:34:57", vhost=VHOST[:1]),
+                ),
+            ),
+            "kvm",
+        ),
+        ("stream", SPEC, replace(DIRECT, nics=(StreamNic(name="net0", mac="52:54:00:12:34:56"),)), "tcg"),
         ("kvm", SPEC, DIRECT, "kvm"),
         ("threads-exposed", replace(SPEC, vcpus=4, cores=EXPOSED), DIRECT, "kvm"),
         ("huge-pages", replace(SPEC, hugepages=True), DIRECT, "tcg"),
