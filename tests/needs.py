@@ -86,6 +86,10 @@ def _swtpm() -> str:
     return probe.swtpm_program().why_not
 
 
+def _dnsmasq() -> str:
+    return "" if shutil.which("dnsmasq", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin") else "no dnsmasq"
+
+
 def _cloud_image() -> str:
     """Not built by whoever wants to boot it: that takes a minute or two, and root."""
     if cloud.is_current(machine_setup.cache_dir()):
@@ -143,6 +147,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "uefi": _uefi,
     "virtiofsd": _virtiofsd,
     "swtpm": _swtpm,
+    "dnsmasq": _dnsmasq,
     "cloud-image": _cloud_image,
     "go": _go,
     "nomad": _nomad,

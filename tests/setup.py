@@ -30,6 +30,7 @@ QEMU_PACKAGES = {
     "xz": "xz-utils",
     "zstd": "zstd",
 }
+NETWORK_PACKAGES = {"dnsmasq": "dnsmasq-base"}
 UEFI_PACKAGE = "ovmf"
 # Beside QEMU until Debian 12; a package of its own since.
 VIRTIOFSD_PACKAGE = "virtiofsd"
@@ -147,6 +148,7 @@ def set_up_qemu() -> None:
         _apt_install(*missing)
     if not any(map(os.path.exists, VIRTIOFSD_PLACES)):
         _apt_install(VIRTIOFSD_PACKAGE)
+    _install_missing(NETWORK_PACKAGES)
 
 
 def set_up_go() -> None:
