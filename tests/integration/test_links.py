@@ -19,7 +19,7 @@ from vmlib.net.names import link_name
 from vmlib.net.plug import plug
 from vmlib.net.stray import remove_link
 from vmlib.resources import OpenFile
-from vmlib.spec import BridgeLink, MachineSpec, MacvtapLink, MacvtapMode, NetnsLink, NicSpec, SeedSpec
+from vmlib.spec import BridgeLink, MachineSpec, MacvtapLink, MacvtapMode, NetnsLink, NicSpec, SeedSpec, UserLink
 
 MAC = "52:54:00:00:00:0a"
 MAC_2 = "52:54:00:00:00:0b"
@@ -201,6 +201,30 @@ def test_a_guest_takes_over_the_interface_of_its_alloc(net: Network, host: Host)
         with contextlib.closing(alloc.do(lambda: socket.create_server(("172.26.64.2", 81)))):
             # The interface is the namespace's own again.
             net.host.do(lambda: socket.create_connection(("172.26.64.2", 81), timeout=5).close())
+
+
+@pytest.mark.needs("dnsmasq")
+@pytest.mark.parametrize("host", ["qemu"], indirect=True)
+def test_eight_interfaces_of_all_kinds_are_in_the_order_of_the_job(net: Network, host: Host, short_dir: Path) -> None:
+    net.serve_addresses(short_dir)
+    net.host.add_bridge("br0")
+    with contextlib.closing(Namespace()) as alloc:
+        net.host.add_veth("veth1", alloc, "eth0")
+        nics = (
+            *(macvtap(f"52:54:00:00:01:{index:02x}") for index in range(5)),
+            NicSpec(network="br", link=BridgeLink(bridge="br0"), mac="52:54:00:00:01:05"),
+            NicSpec(network="alloc", link=NetnsLink(netns=alloc.path)),
+            NicSpec(network="nat", link=UserLink(), mac="52:54:00:00:01:07"),
+        )
+        words = " ".join(f"get=/sys/class/net/eth{index}/address" for index in range(8))
+        one = run(net, host, host.spec(words, nics=nics, vcpus=2))
+        macs = [nic.mac for nic in one.machine.record.nics]
+        assert macs == [nic.mac or alloc.link("eth0").get_attr("IFLA_ADDRESS") for nic in nics]
+        for index, mac in enumerate(macs):
+            one.until_line(f"got /sys/class/net/eth{index}/address {mac}", timeout_s=120)
+        assert net.host.ours() == sorted(nic.link for nic in one.machine.record.nics[:7])
+        assert one.machine.record.nics[7].link == ""
+        net.host.do(one.machine.destroy)
 
 
 def test_an_alloc_that_goes_first_takes_its_link_along(net: Network, host: Host) -> None:
