@@ -11,7 +11,7 @@ from vmlib.net.making import Making
 from vmlib.net.names import MAX_NAME_BYTES, link_mark, link_name, port_mac, read_mark
 from vmlib.net.netlink import Interface
 from vmlib.net.plug import plug
-from vmlib.net.refusals import bridge_missing, macvtap_refused, no_bridge, parent_missing
+from vmlib.net.refusals import bridge_missing, macvtap_refused, missing, no_bridge
 from vmlib.spec import BridgeLink, MacvtapLink, NetnsLink, NicSpec
 
 MAC = "52:54:00:12:34:56"
@@ -89,7 +89,7 @@ def test_what_the_kernel_refuses_is_told_by_key_value_and_expectation(
 ) -> None:
     told = macvtap_refused(
         OSError(code, os.strerror(code)),
-        key="network.lan.parent",
+        what="network.lan.parent = 'eno1'",
         parent="eno1",
         mode=mode,
         mac=MAC,
@@ -101,7 +101,7 @@ def test_what_the_kernel_refuses_is_told_by_key_value_and_expectation(
 
 
 def test_what_is_not_there_or_something_else_is_the_operators() -> None:
-    assert str(parent_missing("network.lan.parent", "eno9")) == (
+    assert str(missing("network.lan.parent = 'eno9'")) == (
         "network.lan.parent = 'eno9': no such interface, expected one of this host"
     )
     assert str(bridge_missing("network.br.bridge", "br9")) == (

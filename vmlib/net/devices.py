@@ -126,11 +126,11 @@ def _closed_on_error(fds: list[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sysfs() -> Iterator[int]:
-    """The sysfs of this thread's namespace; the usual one for a user who may mount nothing."""
+    """The sysfs of this thread's namespace; the usual one where no other is to be had."""
     with contextlib.ExitStack() as stack:
         try:
             root = stack.enter_context(_detached("sysfs"))
-        except PermissionError:
+        except OSError:
             root = os.open("/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, root)
         yield root

@@ -6,19 +6,19 @@ from vmlib import failpoint
 from vmlib.net import devices, netlink
 from vmlib.net.making import Making, Plugged, tap_nic
 from vmlib.net.netlink import Interface, Netlink
-from vmlib.net.refusals import macvtap_refused, name_taken, other, parent_missing
+from vmlib.net.refusals import macvtap_refused, missing, name_taken, other
 from vmlib.resources import TapNic
 from vmlib.spec import MacvtapLink, NicSpec
 
 
 def attach_macvtap(nic: NicSpec, link: MacvtapLink, index: int, making: Making) -> Plugged:
     """Make the link and open it. Raises VmError; what was made then is in the journal."""
-    key, name = f"network.{nic.network}.parent", making.name(index)
+    what, name = f"network.{nic.network}.parent = {link.parent!r}", making.name(index)
     mac = nic.mac
     with netlink.connect() as kernel:
         parent = kernel.find(link.parent)
         if parent is None:
-            raise parent_missing(key, link.parent)
+            raise missing(what)
         if kernel.find(name) is not None:
             raise name_taken(name)
         # One that has its parent alone is born with the parent's MAC, and the parent then takes the guest's.
@@ -32,7 +32,7 @@ def attach_macvtap(nic: NicSpec, link: MacvtapLink, index: int, making: Making) 
         except OSError as exc:
             raise macvtap_refused(
                 exc,
-                key=key,
+                what=what,
                 parent=link.parent,
                 mode=link.mode,
                 mac=mac,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from vmlib import failpoint
-from vmlib.errors import HostError
+from vmlib.errors import HostError, SpecError, VmError
 from vmlib.net import netlink
 from vmlib.net.macvtap import finish, open_queues
 from vmlib.net.making import Making, Plugged
 from vmlib.net.netlink import Interface
-from vmlib.net.refusals import macvtap_refused, name_taken
+from vmlib.net.refusals import name_taken, taken_over_refused
 from vmlib.spec import NetnsLink, NicSpec
 
 _CLONE_NEWNET = 0x40000000
@@ -41,7 +41,7 @@ def attach_netns(nic: NicSpec, link: NetnsLink, index: int, making: Making) -> P
     found = in_netns(link.netns, lambda: _look(link))
     mac = found.interface.mac
     if nic.mac not in ("", mac):
-        raise HostError(f"mac = {nic.mac!r}: expected none, the guest takes over {mac} of {link.interface}")
+        raise SpecError(f"mac = {nic.mac!r}: expected none, the guest takes over {mac} of {link.interface}")
     ours = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with netlink.connect() as kernel:
@@ -54,7 +54,7 @@ def attach_netns(nic: NicSpec, link: NetnsLink, index: int, making: Making) -> P
             try:
                 made = finish(kernel, name, making, mac=mac)
             except OSError as exc:
-                raise _refused(exc, name, link, found) from exc
+                raise _refused(exc, name, link) from exc
     finally:
         os.close(ours)
     return Plugged(
@@ -82,19 +82,11 @@ def _create(name: str, link: NetnsLink, found: TakenOver, ours: int) -> None:
         try:
             kernel.create_macvtap(name, parent=found.interface.index, mode="passthru", netns_fd=ours)
         except OSError as exc:
-            raise _refused(exc, name, link, found) from exc
+            raise _refused(exc, name, link) from exc
 
 
-def _refused(exc: OSError, name: str, link: NetnsLink, found: TakenOver) -> Exception:
-    return macvtap_refused(
-        exc,
-        key=f"network.alloc: {link.netns.name}",
-        parent=link.interface,
-        mode="passthru",
-        mac=found.interface.mac,
-        name=name,
-        others=(),
-    )
+def _refused(exc: OSError, name: str, link: NetnsLink) -> VmError:
+    return taken_over_refused(exc, what=f"{link.interface} of network namespace {link.netns}", name=name)
 
 
 def in_netns(path: Path, func: Callable[[], _T]) -> _T:

@@ -6,14 +6,11 @@ from collections.abc import Iterable
 from vmlib.errors import HostError, NoCapacityError, SpecError, VmError
 from vmlib.net.netlink import Interface
 
-_MODES = ("bridge", "private", "vepa", "passthru")
-
 
 def macvtap_refused(
-    exc: OSError, *, key: str, parent: str, mode: str, mac: str, name: str, others: Iterable[Interface]
+    exc: OSError, *, what: str, parent: str, mode: str, mac: str, name: str, others: Iterable[Interface]
 ) -> VmError:
-    """`key` is where the operator named the parent (`network.lan.parent`); `others` are the links on it."""
-    what = f"{key} = {parent!r}"
+    """`what` is how whoever reads it knows the parent (`network.lan.parent = 'eno1'`); `others` are the links on it."""
     match exc.errno:
         case errno.EADDRINUSE:
             return NoCapacityError(
@@ -24,7 +21,7 @@ def macvtap_refused(
         case errno.EEXIST:
             return name_taken(name)
         case errno.ENODEV:
-            return parent_missing(key, parent)
+            return missing(what)
         case errno.EBUSY:
             return HostError(f"{what}: is part of a bridge or bond, expected an interface of its own")
         case errno.EOPNOTSUPP:
@@ -39,8 +36,15 @@ def macvtap_refused(
     return other(exc, what)
 
 
-def parent_missing(key: str, parent: str) -> HostError:
-    return HostError(f"{key} = {parent!r}: no such interface, expected one of this host")
+def taken_over_refused(exc: OSError, *, what: str, name: str) -> VmError:
+    """The same for an interface of another namespace, of which we do not see who else has it."""
+    if exc.errno == errno.EINVAL:
+        return NoCapacityError(f"{what}: another guest has taken it over, or it is no Ethernet interface")
+    return macvtap_refused(exc, what=what, parent=what, mode="passthru", mac="", name=name, others=())
+
+
+def missing(what: str) -> HostError:
+    return HostError(f"{what}: no such interface, expected one of this host")
 
 
 def bridge_missing(key: str, name: str) -> HostError:
