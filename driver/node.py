@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Literal, cast
 
+from driver import links
 from driver._pb import base_pb2
 from driver.config import PluginConfig, decode_plugin_config
 from driver.core_health import core_facts, core_findings
@@ -16,18 +18,20 @@ from driver.handle import Handle
 from driver.offload import Offload
 from driver.partitions import find as find_partitions
 from driver.partitions import nomad_cpus, reserved_cpus, watch_paths
-from vmlib import cgroup, credentials
+from vmlib import cgroup, credentials, process
 from vmlib.cores.ledger import read_entries
 from vmlib.cores.plan import Policy
 from vmlib.cores.service import Cores, CoreSettings, Notice
 from vmlib.cores.topology import Topology
 from vmlib.disk import nfs_probe
-from vmlib.errors import HostError
+from vmlib.errors import HostError, NoCapacityError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import Machines
 from vmlib.paths import Layout
 from vmlib.probe import find_program
+from vmlib.process import Identity
+from vmlib.record import MachineRecord
 from vmlib.running import Machine
 from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
@@ -77,6 +81,10 @@ def core_policy(
     )
 
 
+def _runs(record: MachineRecord) -> bool:
+    return record.boot_id == process.boot_id() and process.alive(Identity(record.vmm_pid, record.vmm_start_time))
+
+
 class Node:
     """Set up by SetConfig, probed in the background. Everything in here follows from config and host."""
 
@@ -86,6 +94,8 @@ class Node:
         self.config = decode_plugin_config(b"\x80")
         self.mhz = 0.0
         self.nomad = nomad_cpus(None)
+        self._claim_lock = threading.Lock()
+        self._claims: dict[str, MachineSpec] = {}  # what starts at this moment
         self._offers: Offer | None = None
         self._probing = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
@@ -118,6 +128,21 @@ class Node:
             cores=self.core_settings(),
         )
         return Machines(settings, self._choose, attach)
+
+    def start(self, spec: MachineSpec) -> Machine:
+        """Start a machine, unless one that runs here has its place on a network. Called from threads."""
+        machines = self.machines()
+        with self._claim_lock:
+            running = [(record.name, record.nics) for record in machines.records() if record.nics and _runs(record)]
+            starting = [(other.name, other.nics) for other in self._claims.values()]
+            if why := links.taken(spec, [*running, *starting]):
+                raise NoCapacityError(why)
+            self._claims[spec.id] = spec
+        try:
+            return machines.start(spec)
+        finally:
+            with self._claim_lock:
+                self._claims.pop(spec.id, None)
 
     @property
     def mhz_floor(self) -> int:
@@ -221,7 +246,7 @@ class Node:
         return core_facts(host, entries, mhz_floor=self.mhz_floor), tuple(map(str, findings))
 
     def _networks(self) -> tuple[tuple[str, str], ...]:
-        return tuple((name, "user") for name in self.config.networks)
+        return tuple((name, network.mode) for name, network in self.config.networks.items())
 
     # -- sweep ---------------------------------------------------------------------------------------------------
 
