@@ -274,6 +274,8 @@ def _gateway_fault(word: str, own: Sequence[IpInterface], families: set[int]) ->
     around = next((address.network for address in same if gateway in address.network), None)
     if around is None:
         return f"expected an address in {' or '.join(str(address.network) for address in same)}"
+    if gateway.version == 6:
+        return ""  # the first address of a subnet is whichever router there is
     return _in_network_fault(gateway, around.prefixlen, around.network_address, around.broadcast_address)
 
 

@@ -229,10 +229,11 @@ def _forwards(task: pb.TaskConfig) -> tuple[PortForward, ...]:
             PortForward(label=port.label, host_ip=port.host_ip, host_port=port.value, guest_port=_guest_port(port))
             for port in ports
         )
-    first = {_guest_port(port): port for port in reversed(ports)}  # several host ports may lead to one of the alloc's
+    first: dict[int, pb.PortMapping] = {}  # several host ports may lead to one of the alloc's
+    for port in ports:
+        first.setdefault(_guest_port(port), port)
     return tuple(
-        PortForward(label=port.label, host_ip="", host_port=number, guest_port=number)
-        for number, port in reversed(first.items())
+        PortForward(label=port.label, host_ip="", host_port=number, guest_port=number) for number, port in first.items()
     )
 
 

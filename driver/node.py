@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -15,6 +16,7 @@ from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
 from driver.fingerprint import CoreFacts, NodeFacts
 from driver.handle import Handle
+from driver.network_health import NetworkFacts, network_facts, parents
 from driver.offload import Offload
 from driver.partitions import find as find_partitions
 from driver.partitions import nomad_cpus, reserved_cpus, watch_paths
@@ -28,6 +30,7 @@ from vmlib.errors import HostError, NoCapacityError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import Machines
+from vmlib.net.look import look
 from vmlib.paths import Layout
 from vmlib.probe import find_program
 from vmlib.process import Identity
@@ -191,7 +194,7 @@ class Node:
         """What can be said without starting a program."""
         missing = self.config.hypervisor != "fake" and find_program(self.config.qemu_binary) is None
         return NodeFacts(
-            networks=self._networks(),
+            networks=tuple(network_facts((n for n in self.config.networks.values() if n.mode == "user"), {})),
             problems=(f"qemu: {self.config.qemu_binary} is not installed",) if missing else (),
         )
 
@@ -203,6 +206,7 @@ class Node:
             warning = await self.offload("probe", unprivileged_warning, self.config)
             cores, core_words = await self.offload("cores", self._core_facts)
             exports = self.config.nfs
+            networks = await self.offload("probe", self._networks)
             silence = await self.offload("probe", nfs_probe.silence, exports.values())
         offers = self._offers
         usable = offers.usable
@@ -211,7 +215,7 @@ class Node:
             hypervisors=tuple(dict.fromkeys(hypervisor.name for hypervisor in usable)),
             qemu_version=next((h.version for h in usable if h.name == "qemu"), ""),
             accel=usable[0].accel if usable else "",
-            networks=self._networks(),
+            networks=networks,
             nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
             warnings=(*((warning,) if warning else ()), *core_words, *nfs_words),
@@ -245,8 +249,17 @@ class Node:
         )
         return core_facts(host, entries, mhz_floor=self.mhz_floor), tuple(map(str, findings))
 
-    def _networks(self) -> tuple[tuple[str, str], ...]:
-        return tuple((name, network.mode) for name, network in self.config.networks.items())
+    def _networks(self) -> tuple[NetworkFacts, ...]:
+        """Looks at the host's interfaces."""
+        networks = self.config.networks.values()
+        try:
+            return tuple(network_facts(networks, look(parents(networks))))
+        except OSError as exc:  # the node has more to say than that
+            log.warning("networks cannot be looked at: %s", exc)
+            return tuple(
+                replace(one, lack=f"interfaces cannot be looked at ({exc})") if one.parent else one
+                for one in network_facts(networks, {})
+            )
 
     # -- sweep ---------------------------------------------------------------------------------------------------
 
