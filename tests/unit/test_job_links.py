@@ -163,8 +163,8 @@ def test_alloc_is_refused_where_others_need_the_namespace(
 def test_a_router_does_not_go_beside_the_guest_that_takes_its_network() -> None:
     assert refused(a_task(netns="/n"), on("alloc", "nat")) == [
         (
-            "network_interface: \"alloc\" does not go with 'nat': its router needs the network that the guest would take"
-            " over"
+            "network_interface: \"alloc\" does not go with 'nat': its router needs the network that the guest would"
+            " take over"
         )
     ]
     assert refused(a_task(netns="/n"), on("alloc", "lan")) == []
