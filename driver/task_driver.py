@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
-from driver import translate
+from driver import links, translate
 from driver._pb import base_pb2, driver_pb2_grpc
 from driver._pb import driver_pb2 as pb
 from driver.config import decode_plugin_config, decode_task_config
@@ -21,6 +21,7 @@ from driver.errors import NotFoundError, UnimplementedError, rpc
 from driver.events import EventHub
 from driver.fingerprint import fingerprint
 from driver.handle import Handle
+from driver.namespaces import processes_in
 from driver.node import Node
 from driver.offload import Offload
 from driver.schema import task_spec
@@ -166,7 +167,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             # A caller that goes away must not leave a machine that nobody knows of.
             task = await asyncio.shield(starting)
         return pb.StartTaskResponse(
-            result=pb.StartTaskResponse.SUCCESS, handle=self._task_handle(task), network_override=None
+            result=pb.StartTaskResponse.SUCCESS, handle=self._task_handle(task), network_override=task.network
         )
 
     async def _start(self, config: pb.TaskConfig) -> Task:
@@ -181,6 +182,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             complaints=complaints,
             topology=topology,
             smt=self.node.config.cores.smt,
+            in_namespace=await self.offload("keep", processes_in, config.network_isolation_spec.path),
         )
         machines = self.node.machines()
         loop = asyncio.get_running_loop()
@@ -189,8 +191,9 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             loop.call_soon_threadsafe(self.store.announce, config, text, "image")
 
         await self.offload("image", machines.bring_images, spec, tell)
-        machine = await self.offload("remote" if exports_of(spec) else "start", machines.start, spec)
-        task = self.store.add(config, machine)
+        machine = await self.offload("remote" if exports_of(spec) else "start", self.node.start, spec)
+        network = links.network_override(config, spec.nics, machine.record.nics)
+        task = self.store.add(config, machine, network)
         for notice in machine.notices:
             self._tell_notice(notice)
         self.watch.wake()
@@ -217,7 +220,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
                 **{f"vcpu{vcpu}": str(cpu) for vcpu, cpu in pins.items()},
             )
         level = "shared" if view is None else view.entry.level
-        if found := translate.lints(config, options, self.node.config, level=level, mhz_floor=self.node.mhz_floor):
+        if found := translate.lints(config, options, spec.nics, level=level, mhz_floor=self.node.mhz_floor):
             self.store.tell(task, f"lint: {'; '.join(found)}", kind="lint")
         return task
 
