@@ -90,6 +90,10 @@ def _dnsmasq() -> str:
     return "" if shutil.which("dnsmasq", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin") else "no dnsmasq"
 
 
+def _passt() -> str:
+    return probe.passt_program().why_not
+
+
 def _cloud_image() -> str:
     """Not built by whoever wants to boot it: that takes a minute or two, and root."""
     if cloud.is_current(machine_setup.cache_dir()):
@@ -148,6 +152,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "virtiofsd": _virtiofsd,
     "swtpm": _swtpm,
     "dnsmasq": _dnsmasq,
+    "passt": _passt,
     "cloud-image": _cloud_image,
     "go": _go,
     "nomad": _nomad,

@@ -36,6 +36,7 @@ UEFI_PACKAGE = "ovmf"
 VIRTIOFSD_PACKAGE = "virtiofsd"
 VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 SWTPM_PACKAGE = "swtpm"
+PASST_PACKAGE = "passt"
 UEFI_DESCRIPTORS = Path("/usr/share/qemu/firmware")  # as firmware packages fill it, whatever the distribution
 
 
@@ -144,6 +145,8 @@ def set_up_qemu() -> None:
         missing.append(UEFI_PACKAGE)
     if shutil.which("swtpm") is None:
         missing.append(SWTPM_PACKAGE)
+    if shutil.which("passt") is None:
+        missing.append(PASST_PACKAGE)
     if missing:
         _apt_install(*missing)
     if not any(map(os.path.exists, VIRTIOFSD_PLACES)):

@@ -206,7 +206,7 @@ class Machines:
 
     def _explained(self, exc: HypervisorError, spec: MachineSpec) -> VmError:
         for nic in spec.nics:
-            if (sentence_ := explain_forward_failure(exc.log_tail, nic.link)) is not None:
+            if (sentence_ := explain_forward_failure(f"{exc}\n{exc.log_tail}", nic.link)) is not None:
                 return NoCapacityError(sentence_)
         if (sentence_ := explain_lock(exc.log_tail, spec.mounts)) is not None:
             return NoCapacityError(sentence_)
@@ -329,6 +329,7 @@ def _keeper_plan(
         uid=plan.credentials.uid,
         gid=plan.credentials.gid,
         groups=list(plan.credentials.groups),
+        netns=plan.netns,
         helpers=helper_plans,
         cgroups=[str(path) for path in groups.vmm],
         keeper_cgroups=[str(path) for path in groups.keeper],

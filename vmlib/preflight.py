@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from vmlib import credentials, far, files, helpers, hook_run, postflight, process
+from vmlib import credentials, far, files, helpers, hook_run, postflight, probe, process
 from vmlib.cores.service import Notice
 from vmlib.disk import nfs
 from vmlib.disk.cache import ImageCache
@@ -105,6 +105,7 @@ class Preflight:
             mark=mark,
             queue_pairs=min(spec.vcpus, MAX_QUEUE_PAIRS),
             vhost=hypervisor.capabilities.vhost_net and hypervisor.accel == "kvm",
+            passt=not probe.passt_program().why_not,
             note=lambda name, mac: journal.note("link.remove", name=name, mac=mac, mark=mark),
             keep=lambda file: _keep(ours, file),
         )

@@ -154,6 +154,21 @@ mount_share() {
     mount -t virtiofs "${1%:*}" "${1##*:}" 2>/dev/null && echo "mounted ${1%:*}" || echo "not mounted ${1%:*}"
 }
 
+# busybox has no UDP server; the kernel counts what comes to a port where nobody listens.
+count_udp() {
+    before=0
+    while :; do
+        now=$(awk '/^Udp: [0-9]/ { print $3 }' /proc/net/snmp)
+        [ "$now" = "$before" ] || echo "udp $now"
+        before=$now
+        usleep 200000
+    done
+}
+
+fetch() {
+    text=$(timeout 5 wget -q -O - "$1" 2>/dev/null) && echo "fetched $1 $text" || echo "not fetched $1"
+}
+
 # PATH:TEXT
 put() {
     echo "${1#*:}" 2>/dev/null >"${1%%:*}" && echo "put ${1%%:*}" || echo "not put ${1%%:*}"
@@ -242,6 +257,8 @@ obey() {
     sleep=*) sleep "${1#*=}" ;;
     say=*) echo "say ${1#*=}" ;;
     http=*) serve "${1#*=}" ;;
+    udp) count_udp & ;;
+    fetch=*) fetch "${1#*=}" ;;
     tick) tick & ;;
     # An asynchronous command has /dev/null as its input unless told otherwise.
     echo) echo_lines </dev/console & ;;

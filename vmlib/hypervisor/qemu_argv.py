@@ -390,8 +390,9 @@ def _nic_args(index: int, nic: Nic) -> list[str]:
         case UserNic():
             backend = option("user", ("id", netdev), *(("hostfwd", _host_forward(one)) for one in nic.forwards))
         case StreamNic():
+            # As the server it takes a new helper in when one has ended; a client of 7.2 would call but once.
             backend = option(
-                "stream", ("id", netdev), ("server", "off"), ("addr.type", "fd"), ("addr.str", inherited(nic.name))
+                "stream", ("id", netdev), ("server", "on"), ("addr.type", "fd"), ("addr.str", inherited(nic.name))
             )
         case _:
             backend = option("tap", ("id", netdev), *_queues(nic))
@@ -422,6 +423,21 @@ def _nic_files(nics: Iterable[Nic]) -> Iterator[tuple[str, OpenFile]]:
                 yield f"{nic.name}.{index}", file
             for index, file in enumerate(nic.vhost):
                 yield f"{nic.name}.vhost.{index}", file
+
+
+def frame_listeners(nics: Iterable[Nic]) -> tuple[str, ...]:
+    """The sockets at which routers that are helpers call."""
+    return tuple(nic.name for nic in nics if isinstance(nic, StreamNic))
+
+
+def router_namespace(nics: Iterable[Nic]) -> str:
+    """Where QEMU itself has to run because its own router does: a process is in one network namespace."""
+    found = {nic.netns for nic in nics if isinstance(nic, UserNic)}
+    if len(found) > 1:
+        raise SpecError(
+            "user networks in several network namespaces: expected one, since QEMU itself is their router here"
+        )
+    return "".join(found)
 
 
 def _host_forward(forward: Forward) -> str:

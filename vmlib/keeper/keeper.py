@@ -27,7 +27,7 @@ from vmlib.keeper.loop import Loop
 from vmlib.keeper.monitor import MonitorEvent, QmpMonitor
 from vmlib.keeper.plan import KeeperPlan
 from vmlib.keeper.sink import Sink
-from vmlib.keeper.spawn import SpawnError, make_fifos, open_fifo, spawn_vmm
+from vmlib.keeper.spawn import SpawnError, listen, make_fifos, open_fifo, spawn_vmm
 from vmlib.keeper.verdict import Evidence, Verdict, judge
 from vmlib.lines import LineBuffer
 from vmlib.paths import RunPaths
@@ -98,9 +98,11 @@ class Keeper:
         write_atomic(self.run_paths.plan, self.plan.dump())
         log_fds = [sink.fd for sink in (self.stdout, self.stderr) if sink.pollable]
         with contextlib.ExitStack() as ours:
-            sockets = self.helpers.start()
-            for sock in sockets.values():
-                ours.callback(sock.close)
+            sockets = {
+                name: ours.enter_context(listen(self.plan.run / file)) for name, file in self.plan.listeners.items()
+            }
+            for name, sock in self.helpers.start().items():
+                sockets[name] = ours.enter_context(sock)
             try:
                 self.child = spawn_vmm(self.plan, log_fds=log_fds, sockets=sockets)
             except BaseException:
@@ -252,6 +254,10 @@ class Keeper:
                 self._on_panic()
             case "reset":
                 self._on_reset("by the guest" if event.by_guest else "from outside")
+            case "router" if self.monitor_sock is not None:
+                # A router that was started anew knows of no guest until that has sent something, which may be never.
+                with contextlib.suppress(OSError):
+                    self.monitor_sock.send(self.monitor.announce())
             case "power button":
                 if not self.button_pressed:  # it is pressed again and again; Nomad keeps ten events
                     self._event("power button", "power button pressed")

@@ -19,6 +19,7 @@ class Making:
     mark: str  # of vmlib.net.names
     queue_pairs: int
     vhost: bool  # the VMM can use the kernel's vhost-net
+    passt: bool = False  # it is the router of user networks
     note: Callable[[str, str], None]  # writes down name and MAC of a link before it is made
     keep: Callable[[OpenFile], None]  # owns a descriptor from now on
 

@@ -19,7 +19,7 @@ def plug(nic: NicSpec, index: int, making: Making) -> Plugged:
     nic = replace(nic, mac=_checked(nic))
     match nic.link:
         case UserLink() as link:
-            return Plugged(nic=attach_user(nic, link, index), spec=nic)
+            return Plugged(nic=attach_user(nic, link, index, passt=making.passt), spec=nic)
         case MacvtapLink() as link:
             return attach_macvtap(nic, link, index, making)
         case BridgeLink() as link:
