@@ -1,5 +1,7 @@
 """Links of real machines in network namespaces: who reaches whom, and that nothing of them stays."""
 
+import contextlib
+import functools
 import os
 import socket
 import time
@@ -11,7 +13,13 @@ import pytest
 from tests.guest.build import Guest
 from tests.integration.machines import Host, Running, host_for
 from tests.integration.networks import Namespace, Network, network
-from vmlib.spec import MachineSpec, MacvtapLink, MacvtapMode, NicSpec
+from vmlib.errors import HostError, NoCapacityError, VmError
+from vmlib.net.making import Making
+from vmlib.net.names import link_name
+from vmlib.net.plug import plug
+from vmlib.net.stray import remove_link
+from vmlib.resources import OpenFile
+from vmlib.spec import BridgeLink, MachineSpec, MacvtapLink, MacvtapMode, NetnsLink, NicSpec, SeedSpec
 
 MAC = "52:54:00:00:00:0a"
 MAC_2 = "52:54:00:00:00:0b"
@@ -140,3 +148,257 @@ def test_two_guests_get_addresses_from_the_network(net: Network, host: Host, sho
         assert addresses[1].startswith("2001:db8:")
         for address in addresses:
             fetch(net.lan, address)
+
+
+@pytest.mark.parametrize("host", ["qemu"], indirect=True)
+def test_a_guest_on_a_bridge_is_a_host_among_others(net: Network, host: Host) -> None:
+    net.host.add_bridge("br0", "192.0.2.2/24")
+    net.host.join("up0", "br0")
+    nic = NicSpec(network="br", link=BridgeLink(bridge="br0"), mac=MAC)
+    words = "ip=eth0:192.0.2.10/24 ip=eth0:2001:db8::10/64"
+    one = run(net, host, host.spec(f"{words} {PINGS} ping=192.0.2.2", nics=(nic,)))
+    for answered in ("192.0.2.1", "2001:db8::1", "192.0.2.2"):
+        one.until_line(f"ping {answered} ok")
+    for address in ("192.0.2.10", "2001:db8::10"):
+        fetch(net.lan, address)
+    fetch(net.host, "192.0.2.10")
+    (name,) = net.host.ours()
+    assert net.host.link(name).get_attr("IFLA_ADDRESS") == "fe" + MAC[2:]
+    assert net.host.link(name).get_attr("IFLA_IFALIAS") == f"chv dev {one.machine.run.root}"
+    one.machine.kill()
+    one.end()
+    assert net.host.ours() == []  # before anybody has taken anything back
+
+
+@pytest.mark.parametrize("host", ["qemu"], indirect=True)
+def test_a_guest_takes_over_the_interface_of_its_alloc(net: Network, host: Host) -> None:
+    with contextlib.closing(Namespace()) as alloc:
+        net.host.add_bridge("nomad", "172.26.64.1/20")
+        net.host.add_veth("veth1", alloc, "eth0")
+        net.host.join("veth1", "nomad")
+        net.host.bring_up("veth1")
+        eth0 = alloc.bring_up("eth0", "172.26.64.2/20", "2001:db8:1::2/64")
+        alloc.ask(lambda ipr: ipr.route("add", dst="0.0.0.0/0", gateway="172.26.64.1"))
+        alloc.ask(lambda ipr: ipr.route("add", dst="::/0", gateway="2001:db8:1::1"))
+        alloc.ask(lambda ipr: ipr.link("set", index=eth0, mtu=1400))
+        mac = alloc.link("eth0").get_attr("IFLA_ADDRESS")
+        nic = NicSpec(network="alloc", link=NetnsLink(netns=alloc.path))
+        words = "ip=eth0:172.26.64.2/20 http=80 ping=172.26.64.1"
+        words += " get=/sys/class/net/eth0/address get=/sys/class/net/eth0/mtu"
+        seed = SeedSpec(instance_id="i", hostname="chv-guest")
+        one = run(net, host, host.spec(words, nics=(nic,), seed=seed))
+        (record,) = one.machine.record.nics
+        assert record.mac == mac
+        assert record.addresses == ("172.26.64.2/20", "2001:db8:1::2/64")
+        assert mac.encode() in one.machine.paths.seed.read_bytes()
+        one.until_line("ping 172.26.64.1 ok")
+        one.until_line(f"got /sys/class/net/eth0/address {mac}")
+        one.until_line("got /sys/class/net/eth0/mtu 1400")
+        fetch(net.host, "172.26.64.2")
+        assert alloc.names() == ["eth0", "lo"]
+        net.host.do(one.machine.destroy)
+        assert net.host.ours() == []
+        with contextlib.closing(alloc.do(lambda: socket.create_server(("172.26.64.2", 81)))):
+            # The interface is the namespace's own again.
+            net.host.do(lambda: socket.create_connection(("172.26.64.2", 81), timeout=5).close())
+
+
+def test_an_alloc_that_goes_first_takes_its_link_along(net: Network, host: Host) -> None:
+    alloc = Namespace()
+    net.host.add_veth("veth1", alloc, "eth0")
+    one = run(net, host, host.spec("tick", nics=(NicSpec(network="alloc", link=NetnsLink(netns=alloc.path)),)))
+    assert len(net.host.ours()) == 1
+    alloc.close()
+    one.until(lambda: net.host.ours() == [], "the end of the link")
+    assert one.machine.running()
+    net.host.do(one.machine.destroy)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what does not go
+
+
+def refused(net: Network, host: Host, *nics: NicSpec) -> VmError:
+    with pytest.raises(VmError) as caught:
+        run(net, host, host.spec(nics=nics))
+    return caught.value
+
+
+def test_a_start_that_is_refused_says_why_and_leaves_nothing(net: Network, host: Host) -> None:
+    net.host.add_bridge("br0")
+    net.host.add_veth("up1", net.lan, "lan1")
+    net.host.join("up1", "br0")
+    taken = run(net, host, host.spec("tick", task="db", nics=(macvtap(),)))
+    (there,) = net.host.ours()
+    own = net.host.link("up0").get_attr("IFLA_ADDRESS")
+    for nic, kind, words in (
+        (macvtap(parent="up9"), HostError, "network.lan.parent = 'up9': no such interface, expected one of this host"),
+        (
+            macvtap(parent="up1"),
+            HostError,
+            "network.lan.parent = 'up1': is part of a bridge or bond, expected an interface of its own",
+        ),
+        (
+            macvtap(parent="lo"),
+            HostError,
+            "network.lan.parent = 'lo': the kernel puts no macvtap on it, expected an Ethernet interface",
+        ),
+        (
+            macvtap(),
+            NoCapacityError,
+            f"mac = '{MAC}': taken on up0, expected one that neither up0 nor a link on it has",
+        ),
+        (
+            macvtap(own),
+            NoCapacityError,
+            f"mac = '{own}': taken on up0, expected one that neither up0 nor a link on it has",
+        ),
+        (
+            macvtap(MAC_2, mode="passthru"),
+            NoCapacityError,
+            f"network.lan.parent = 'up0': passthru wants it alone, but {there} is on it",
+        ),
+        (
+            NicSpec(network="br", link=BridgeLink(bridge="br9"), mac=MAC),
+            HostError,
+            "network.br.bridge = 'br9': no such interface, expected a bridge of this host",
+        ),
+        (
+            NicSpec(network="br", link=BridgeLink(bridge="up0"), mac=MAC),
+            HostError,
+            "network.br.bridge = 'up0': is veth, expected a bridge of the kernel's",
+        ),
+        (
+            NicSpec(network="alloc", link=NetnsLink(netns=Path("/nowhere/netns"))),
+            HostError,
+            "network namespace /nowhere/netns: no such file or directory",
+        ),
+    ):
+        # The first of its interfaces is fine, and gone again as well.
+        first = () if "passthru" in words else (macvtap("52:54:00:00:00:0c"),)
+        told = refused(net, host, *first, nic)
+        assert (type(told), str(told)) == (kind, words)
+        assert net.host.ours() == [there]
+    net.host.do(taken.machine.destroy)
+
+
+def test_passthru_keeps_others_away(net: Network, host: Host) -> None:
+    own = net.host.link("up0").get_attr("IFLA_ADDRESS")
+    one = run(net, host, host.spec("tick", task="db", nics=(macvtap(mode="passthru"),)))
+    (there,) = net.host.ours()
+    assert net.host.link(there).get_attr("IFLA_ADDRESS") == MAC
+    told = refused(net, host, macvtap(MAC_2))
+    assert isinstance(told, NoCapacityError)
+    assert str(told) == f"network.lan.parent = 'up0': {there} has it alone, by passthru"
+    net.host.do(one.machine.destroy)
+    assert net.host.link("up0").get_attr("IFLA_ADDRESS") == own
+
+
+def test_a_strangers_link_of_that_name_is_left_alone(net: Network, host: Host) -> None:
+    spec = host.spec(nics=(macvtap(),))
+    name = link_name(spec.id, 0)
+    net.host.add_veth(name, net.lan, "other")
+    told = None
+    try:
+        run(net, host, spec)
+    except HostError as exc:
+        told = exc
+    assert str(told) == f"link {name} is there and not ours, expected that name to be free"
+    assert name in net.host.names()
+    index = net.host.index(name)
+    net.host.ask(lambda ipr: ipr.link("del", index=index))
+
+
+def test_a_parent_without_carrier_is_no_reason_to_fail(net: Network, host: Host) -> None:
+    lan0 = net.lan.index("lan0")
+    net.lan.ask(lambda ipr: ipr.link("set", index=lan0, state="down"))
+    one = run(net, host, host.spec("tick", nics=(macvtap(),)))
+    (name,) = net.host.ours()
+    assert [(notice.kind, notice.text) for notice in one.machine.notices if notice.kind == "link down"] == [
+        ("link down", f"link down: up0 has no carrier, {name} on it comes up when that does")
+    ]
+    assert net.host.link(name).get_attr("IFLA_OPERSTATE") == "LOWERLAYERDOWN"
+    net.lan.bring_up("lan0")
+    one.until(lambda: net.host.link(name).get_attr("IFLA_OPERSTATE") == "UP", "the link's carrier", 10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# many, and mixed up
+
+
+def test_a_hundred_links_in_a_row_leave_nothing(net: Network, host: Host) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    def all_of_them() -> None:
+        for number in range(100):
+            mark = f"chv dev {host.layout.runs}/{number}"
+            files: list[OpenFile] = []
+            making = Making(
+                machine_id=str(number),
+                mark=mark,
+                queue_pairs=2,
+                vhost=False,
+                note=lambda *_: None,
+                keep=files.append,
+            )
+            made = plug(macvtap(), 0, making)
+            assert len(files) == 2
+            for file in files:
+                os.close(file.fd)
+            remove_link(made.link, mac=MAC, mark=mark)
+
+    net.host.do(all_of_them)
+    assert net.host.ours() == []
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(Path("/dev").glob("tap*")) == []
+
+
+def test_equal_indexes_in_two_namespaces_cross_no_descriptors(net: Network, host: Host) -> None:
+    """Each has a macvtap of the same index and the same name; /sys and /dev know only one namespace, and not these."""
+    with network() as other:
+        spaces = (net.host, other.host)
+        macs = (MAC, MAC_2)
+        opened: list[tuple[int, OpenFile]] = []
+        for space, mac in zip(spaces, macs, strict=True):
+            files: list[OpenFile] = []
+            making = Making(
+                machine_id="same",
+                mark="chv dev /x",
+                queue_pairs=1,
+                vhost=False,
+                note=lambda *_: None,
+                keep=files.append,
+            )
+            made = space.do(functools.partial(plug, macvtap(mac), 0, making))
+            opened.append((made.ifindex, files[0]))
+        assert opened[0][0] == opened[1][0]
+        for space, mac, (_, file) in zip(spaces, macs, opened, strict=True):
+            # What is written to it comes out of the very parent whose guest wrote it, and of no other.
+            lan = (net if space is net.host else other).lan
+            stranger = (other if space is net.host else net).lan
+            sniffers = [one.do(packet_socket) for one in (lan, stranger)]
+            frame = b"\xff" * 6 + bytes.fromhex(mac.replace(":", "")) + b"\x88\xb5" + b"chv" * 20
+            os.write(file.fd, bytes(10) + frame)
+            assert heard(sniffers[0], 2.0) == frame
+            assert heard(sniffers[1], 0.2) is None
+            for sniffer in sniffers:
+                sniffer.close()
+        for space, mac, (_, file) in zip(spaces, macs, opened, strict=True):
+            os.close(file.fd)
+            space.do(functools.partial(remove_link, link_name("same", 0), mac=mac, mark="chv dev /x"))
+        assert net.host.ours() == other.host.ours() == []
+
+
+def packet_socket() -> socket.socket:
+    """Hears the frames of the local experiments' protocol."""
+    one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
+    one.bind(("lan0", 0x88B5))
+    return one
+
+
+def heard(sniffer: socket.socket, timeout_s: float) -> bytes | None:
+    sniffer.settimeout(timeout_s)
+    try:
+        return sniffer.recv(2048)
+    except TimeoutError:
+        return None

@@ -21,12 +21,14 @@ def attach_macvtap(nic: NicSpec, link: MacvtapLink, index: int, making: Making) 
             raise parent_missing(key, link.parent)
         if kernel.find(name) is not None:
             raise name_taken(name)
-        making.note(name, mac)
+        # One that has its parent alone is born with the parent's MAC, and the parent then takes the guest's.
+        born = parent.mac if link.mode == "passthru" else mac
+        making.note(name, born)
         failpoint.hit("link.noted")
         try:
             kernel.create_macvtap(name, parent=parent.index, mode=link.mode, mac=mac)
             failpoint.hit("link.made")
-            made = finish(kernel, name, making)
+            made = finish(kernel, name, making, mac=mac)
         except OSError as exc:
             raise macvtap_refused(
                 exc,
@@ -53,13 +55,15 @@ def attach_macvtap(nic: NicSpec, link: MacvtapLink, index: int, making: Making) 
     )
 
 
-def finish(kernel: Netlink, name: str, making: Making) -> Interface:
+def finish(kernel: Netlink, name: str, making: Making, *, mac: str) -> Interface:
     """Mark a link that was just made, and set it up."""
     made = kernel.find(name)
     if made is None:
         raise FileNotFoundError(2, "gone as soon as it was made", name)
     kernel.silence(made.index, alias=making.mark)
     failpoint.hit("link.marked")
+    if made.mac != mac:
+        kernel.set_mac(made.index, mac)
     kernel.set_up(made.index)
     failpoint.hit("link.up")
     return made

@@ -56,8 +56,8 @@ class Netlink:
             return [_interface(message) for message in self._ipr.get_links()]
 
     def create_macvtap(self, name: str, *, parent: int, mode: str, mac: str = "", netns_fd: int | None = None) -> None:
-        """Not up yet. With `netns_fd` it is made there, while `parent` counts here; without `mac` it has a random one,
-        or with `passthru` that of its parent.
+        """Not up yet. With `netns_fd` it is made there, while `parent` counts here; without `mac`, and with `passthru`
+        always, it has that of its parent, else a random one.
         """
         more: dict[str, object] = {"address": mac} if mac else {}
         if netns_fd is not None:
@@ -75,6 +75,10 @@ class Netlink:
                 # A kernel without IPv6 says nothing anyway.
                 if getattr(exc, "code", 0) not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                     raise
+
+    def set_mac(self, index: int, mac: str) -> None:
+        with _told(str(index)):
+            self._ipr.link("set", index=index, address=mac)
 
     def set_up(self, index: int) -> None:
         with _told(str(index)):

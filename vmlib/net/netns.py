@@ -52,7 +52,7 @@ def attach_netns(nic: NicSpec, link: NetnsLink, index: int, making: Making) -> P
             in_netns(link.netns, lambda: _create(name, link, found, ours))
             failpoint.hit("link.made")
             try:
-                made = finish(kernel, name, making)
+                made = finish(kernel, name, making, mac=mac)
             except OSError as exc:
                 raise _refused(exc, name, link, found) from exc
     finally:
