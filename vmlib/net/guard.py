@@ -5,6 +5,7 @@ A classic BPF program as a direct-action classifier, where the frames of the gue
 goes with its link, and every kernel since Linux 4.5 has the means.
 """
 
+import contextlib
 import errno
 import ipaddress
 import struct
@@ -161,14 +162,12 @@ def _ipv6(code: Program, own: tuple[bytes, ...]) -> None:
 def _attach(ifindex: int, where: int, code: bytes) -> None:
     """Raises OSError; called twice it replaces what is there."""
     head = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0)
-    try:
+    with contextlib.suppress(FileExistsError):
         rtnetlink.change(
             rtnetlink.NEWQDISC,
             rtnetlink.CREATE | rtnetlink.EXCLUSIVE,
             head + rtnetlink.attribute(_KIND, b"clsact\0"),
         )
-    except FileExistsError:
-        pass
     options = (
         rtnetlink.attribute(_OPS_LENGTH, struct.pack("=H", len(code) // 8))
         + rtnetlink.attribute(_OPS, code)

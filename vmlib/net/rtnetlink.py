@@ -1,4 +1,4 @@
-"""Plain route netlink, as far as it is smaller than a library: messages as bytes, and asking the kernel for one thing."""
+"""Plain route netlink, where it is smaller than a library: messages as bytes, and asking the kernel for one thing."""
 
 import os
 import socket
