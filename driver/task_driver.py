@@ -21,6 +21,7 @@ from driver.errors import NotFoundError, UnimplementedError, rpc
 from driver.events import EventHub
 from driver.fingerprint import fingerprint
 from driver.handle import Handle
+from driver.link_watch import LinkWatch
 from driver.namespaces import processes_in
 from driver.node import Node
 from driver.offload import Offload
@@ -57,6 +58,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         self.events = EventHub()
         self.store = Store(self.events, self.offload, on_event=self._on_keeper_event)
         self.watch = CoresWatch(self._look_at_cores, self._tell_notice, self.node.watched)
+        self.links = LinkWatch(self.offload, lambda task, text, kind: self.store.tell(task, text, kind=kind))
         self._starting: dict[str, asyncio.Task[Task]] = {}
         self._notes: set[asyncio.Future[None]] = set()
         self._parent = os.getppid()
@@ -96,6 +98,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         # Only the launch that serves tasks is asked for this; the ones that only check the config must not sweep.
         self.node.start_sweeping()
         self.watch.start()
+        self.links.start()
         self._end_with_embedded_host()
         last = fingerprint(self.node.quick_facts())
         yield fingerprint_response(last)
@@ -126,6 +129,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
     async def _leave(self) -> None:
         log.warning("the embedded host is gone: ending its %d machines", len(self.store))
         await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        for task in self.store.tasks():
+            self.links.drop(task.id)
         machines = [task.machine for task in self.store.tasks()]
         await asyncio.gather(*(self.offload("stop", one.destroy) for one in machines), return_exceptions=True)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -219,6 +224,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
                 level=view.entry.level,
                 **{f"vcpu{vcpu}": str(cpu) for vcpu, cpu in pins.items()},
             )
+        self.links.add(task, fresh=True)
         level = "shared" if view is None else view.entry.level
         if found := translate.lints(config, options, spec.nics, level=level, mhz_floor=self.node.mhz_floor):
             self.store.tell(task, f"lint: {'; '.join(found)}", kind="lint")
@@ -237,7 +243,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             # Reads two small files in the data directory: neither the VMM, its disks nor a network is touched.
             machine = await self.offload("recover", self.node.machines(handle.layout).recover, handle.name, config.id)
             if self.store.get(config.id) is None:  # a second call may have been faster
-                self.store.add(config, machine)
+                self.links.add(self.store.add(config, machine), fresh=False)
                 if handle.layout != self.node.layout:  # the operator has changed data_dir since
                     try:
                         await self.offload("recover", self.node.cores.adopt, handle.layout.ledger, machine.id)
@@ -299,6 +305,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         if not task.ended.done() and not request.force:
             raise SpecError(f"task {task.id} still runs", hint="stop it first, or use force")
         machine = task.machine
+        self.links.drop(task.id)
         await self.offload("stop", machine.destroy)
         await self.store.forget(task.id)
         self.watch.wake()
@@ -422,8 +429,22 @@ def _attributes(machine: Machine) -> dict[str, str]:
         "pid": str(record.vmm_pid),
         "vcpus": str(record.vcpus),
         "memory_mib": str(record.memory_mib),
+        **_link_attributes(machine),
         **_cores_attributes(machine),
     }
+
+
+def _link_attributes(machine: Machine) -> dict[str, str]:
+    """Nothing for a machine without interfaces."""
+    nics = machine.nics()
+    found = {}
+    for index, nic in enumerate(nics):
+        found[f"nic{index}"] = " ".join((nic.network, nic.mac, *nic.addresses))
+        if nic.lost:
+            found[f"nic{index}_lost"] = nic.lost
+    if addresses := [address for nic in nics for address in nic.addresses]:
+        found["addresses"] = ", ".join(addresses)
+    return found
 
 
 def _cores_attributes(machine: Machine) -> dict[str, str]:

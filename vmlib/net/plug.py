@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 from vmlib.errors import SpecError
+from vmlib.net import guard
 from vmlib.net.bridge import attach_bridge
 from vmlib.net.macvtap import attach_macvtap
 from vmlib.net.making import Making, Plugged
@@ -17,6 +18,12 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 def plug(nic: NicSpec, index: int, making: Making) -> Plugged:
     """Make what the VMM gets for interface number `index`. Raises VmError; what was made then is in the journal."""
     nic = replace(nic, mac=_checked(nic))
+    plugged = _attach(nic, index, making)
+    guard.apply(plugged.spec, plugged.link, plugged.ifindex)
+    return plugged
+
+
+def _attach(nic: NicSpec, index: int, making: Making) -> Plugged:
     match nic.link:
         case UserLink() as link:
             return Plugged(nic=attach_user(nic, link, index, passt=making.passt), spec=nic)
