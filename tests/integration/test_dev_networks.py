@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from driver.devhost.client import RpcError
+from driver.namespaces import processes_in
 from tests import leftovers
 from tests.guest import build
 from tests.integration.networks import Network, network
@@ -222,6 +224,23 @@ runcmd:
         "nameserver 192.0.2.53",
     ):
         assert told in console
+
+
+async def test_a_guest_does_not_take_the_network_of_a_task_that_runs_in_it(fake_node: Node, net: Network) -> None:
+    with net.host.popen("sleep", "60") as neighbour:
+        try:
+            assert processes_in(str(net.host.path)) == (f"sleep (pid {neighbour.pid})",)
+            assert processes_in("/proc/self/ns/net") == ()
+            assert processes_in("/run/netns/none") == ()
+            async with fake_node.host(fake_node.job()) as host:
+                client = await host.client()
+                task = host.alloc.task_config(host.alloc.new_task_id(), host.encode_config())
+                task.network_isolation_spec.path = str(net.host.path)
+                with pytest.raises(RpcError, match=rf"take the network from sleep \(pid {neighbour.pid}\)") as refused:
+                    await client.start_task(task)
+                assert not refused.value.recoverable
+        finally:
+            neighbour.kill()
 
 
 async def test_nomad_is_told_the_routers_address_where_it_listens_on_the_guests_port(node: Node) -> None:
