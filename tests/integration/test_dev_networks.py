@@ -23,7 +23,7 @@ from vmlib.spec import BridgeLink, MacvtapLink, NicSpec, SeedSpec
 
 MAC, MAC_2 = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 RESOURCES = "resources {\n cpu = 100\n memory = 128\n }"
-TWO_INTERFACES = f"""
+STATIC = f"""
 network_interface {{
   network = "lan"
   mac     = "{MAC}"
@@ -31,6 +31,8 @@ network_interface {{
   gateway = "192.0.2.1 2001:db8::1"
   dns     = ["192.0.2.53"]
 }}
+"""
+TWO_INTERFACES = f"""{STATIC}
 network_interface {{
   network = "dmz"
   mac     = "{MAC_2}"
@@ -121,7 +123,7 @@ class Dev:
             self.lines.append(json.loads(line))
             if text in self.console:
                 return
-            assert time.monotonic() < deadline, self.lines
+            assert time.monotonic() < deadline, self.console
         pytest.fail(f"{text!r} did not come: {self.lines}")
 
     def end(self) -> int:
@@ -198,6 +200,7 @@ def test_a_network_whose_parent_is_missing_fails_the_start_and_is_in_doctors_rep
     ]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.needs("qemu", "cloud-image")
 def test_cloud_init_gives_the_guest_its_addresses_routes_and_name_servers(
     net: Network, chv: Path, config: Path, guest: build.Guest, tmp_path: Path
@@ -211,7 +214,7 @@ runcmd:
   - cat /run/systemd/resolve/resolv.conf /etc/resolv.conf > /dev/ttyS0
   - echo all told > /dev/ttyS0
 """
-    words = f'image = "{image}"\n user_data = {json.dumps(user_data)}\n{TWO_INTERFACES}'
+    words = f'image = "{image}"\n user_data = {json.dumps(user_data)}\n{STATIC}'
     path = job(tmp_path, "cloud", words, RESOURCES.replace("128", "512"))
     with dev(net, chv, config, path) as one:
         one.read_until("all told", timeout_s=400)
