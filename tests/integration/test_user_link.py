@@ -189,3 +189,17 @@ def test_a_port_below_1024_that_qemu_may_not_have_names_the_cure(
         NoCapacityError, match=r"^port 'http': (tcp|udp) port 80 .*: for a port below 1024 install passt$"
     ):
         qemu.start(nics=(nic(lan, forward(80)),))
+
+
+@pytest.mark.needs("passt")
+def test_a_machine_that_nobody_keeps_is_destroyed_with_its_passt(qemu: Host, lan: Namespace) -> None:
+    one = qemu.start("tick", nics=(nic(lan, forward()),))
+    one.until_line("tick 1")
+    who = process.identify(one.ask("status")["helpers"]["net0"])
+    assert who is not None
+    assert [(nic.network, nic.router) for nic in one.machine.record.nics] == [("nat", "passt")]
+    one.kill_keeper()
+    one.machine.destroy()
+    assert not process.alive(who)
+    with pytest.raises(OSError, match="refused"):
+        get(lan, HOST, 8080)
