@@ -179,6 +179,11 @@ def passt_program() -> Program:
     return Program(path=found)
 
 
+def user_router() -> str:
+    """Who is the router of user networks here."""
+    return "qemu" if passt_program().why_not else "passt"
+
+
 def passt_version(path: str) -> str:
     """The day of the sources of that passt, as `20250503`; "" when it does not say, as Debian 12's."""
     try:

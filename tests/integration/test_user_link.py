@@ -94,6 +94,20 @@ def test_ports_lead_into_the_guest_from_where_they_were_asked_for(qemu: Host, ro
         get(lan, HOST, 8080)
 
 
+def test_another_task_of_the_namespace_keeps_its_network(qemu: Host, router: str, net: Network) -> None:
+    before = net.host.names()
+    with serving(net.host, HOST, 9090, "sidecar"), serving(net.lan, PEER, 80, "peer"):
+        one = qemu.start(f"fetch=http://{HOST}:9090/ http=80", nics=(nic(net.host, forward()),))
+        one.until_line(f"fetched http://{HOST}:9090/ sidecar")
+        one.until_line("http on port 80")
+        assert get(net.lan, HOST, 9090) == "sidecar"
+        assert get(net.host, PEER, 80) == "peer"
+        assert get(net.lan, HOST, 8080) == "hello from chv-guest\n"
+        one.machine.destroy()
+        assert get(net.lan, HOST, 9090) == "sidecar"
+    assert net.host.names() == before
+
+
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_a_port_that_a_neighbour_in_the_namespace_holds_is_told_by_its_label(
     qemu: Host, router: str, lan: Namespace, kind: socket.SocketKind

@@ -1,5 +1,7 @@
 """Which resolvers a guest behind passt is given."""
 
+from dataclasses import replace
+
 import pytest
 
 from vmlib.net.passt import passt_argv, resolvers_in
@@ -31,5 +33,8 @@ def test_resolvers_are_those_that_a_guest_can_ask(texts: tuple[str, ...], found:
     ],
 )
 def test_a_guest_is_given_resolvers_or_none(resolvers: tuple[str, ...], options: list[str]) -> None:
-    argv = passt_argv("passt", StreamNic(name="net0", mac="52:54:00:12:34:56"), resolvers=resolvers)
+    nic = StreamNic(name="net0", mac="52:54:00:12:34:56")
+    argv = passt_argv("passt", nic, resolvers=resolvers)
     assert argv[argv.index("10.0.2.2") + 1 :] == options
+    own = passt_argv("passt", replace(nic, dns=("2001:db8::1", "10.2.2.2")), resolvers=resolvers)
+    assert own[own.index("10.0.2.2") + 1 :] == ["--dns", "10.2.2.2"]

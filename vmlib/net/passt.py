@@ -11,7 +11,8 @@ _MAC, _ADDRESS, _PREFIX, _GATEWAY = "52:55:0a:00:02:02", "10.0.2.15", "24", "10.
 
 
 def passt_argv(program: str, nic: StreamNic, *, resolvers: tuple[str, ...]) -> list[str]:
-    """`resolvers` are those that the guest is given."""
+    """`resolvers` are the host's, for a guest that has none of its own."""
+    given = tuple(one for one in nic.dns if ":" not in one) or resolvers
     argv = [
         program,
         "--foreground",
@@ -33,7 +34,7 @@ def passt_argv(program: str, nic: StreamNic, *, resolvers: tuple[str, ...]) -> l
         _PREFIX,
         "--gateway",
         _GATEWAY,
-        *(word for one in resolvers or ("none",) for word in ("--dns", one)),
+        *(word for one in given or ("none",) for word in ("--dns", one)),
     ]
     for forward in nic.forwards:
         where = f"{forward.host_ip}/{forward.host_port}" if forward.host_ip else str(forward.host_port)
