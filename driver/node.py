@@ -32,7 +32,7 @@ from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, p
 from vmlib.machine import Machines
 from vmlib.net.look import look
 from vmlib.paths import Layout
-from vmlib.probe import find_program
+from vmlib.probe import find_program, user_router
 from vmlib.process import Identity
 from vmlib.record import MachineRecord
 from vmlib.running import Machine
@@ -194,7 +194,9 @@ class Node:
         """What can be said without starting a program."""
         missing = self.config.hypervisor != "fake" and find_program(self.config.qemu_binary) is None
         return NodeFacts(
-            networks=tuple(network_facts((n for n in self.config.networks.values() if n.mode == "user"), {})),
+            networks=tuple(
+                network_facts((n for n in self.config.networks.values() if n.mode == "user"), {}, router=user_router())
+            ),
             problems=(f"qemu: {self.config.qemu_binary} is not installed",) if missing else (),
         )
 
@@ -253,12 +255,12 @@ class Node:
         """Looks at the host's interfaces."""
         networks = self.config.networks.values()
         try:
-            return tuple(network_facts(networks, look(parents(networks))))
+            return tuple(network_facts(networks, look(parents(networks)), router=user_router()))
         except OSError as exc:  # the node has more to say than that
             log.warning("networks cannot be looked at: %s", exc)
             return tuple(
                 replace(one, lack=f"interfaces cannot be looked at ({exc})") if one.parent else one
-                for one in network_facts(networks, {})
+                for one in network_facts(networks, {}, router=user_router())
             )
 
     # -- sweep ---------------------------------------------------------------------------------------------------

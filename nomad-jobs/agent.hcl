@@ -45,7 +45,7 @@ plugin "chv" {
       accel = "auto"
     }
 
-    # A guest on it reaches this host's loopback: what listens there must not trust everybody.
+    # Without passt a guest on it reaches this host's loopback: what listens there must not trust everybody.
     network "user0" {
       mode = "user"
     }

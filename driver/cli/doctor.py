@@ -4,12 +4,13 @@ import argparse
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from driver.cli.common import add_common, load_config, print_json, print_table
 from driver.cli.doctor_network import link_lines
 from driver.cli.doctor_nfs import NfsFacts, nfs_lines
+from driver.cli.doctor_user import user_lines
 from driver.config import PluginConfig
 from driver.config_network import UserNetwork
 from driver.core_health import Finding, core_findings
@@ -138,16 +139,11 @@ def _networks(config: PluginConfig) -> list[Check]:
 
 
 def _user_networks(config: PluginConfig) -> list[Check]:
-    return [
-        Check(
-            f"network {name}",
-            "warning",
-            "user mode: guests reach the loopback of this host, where Nomad's API listens",
-            "give it only to jobs that you trust with that, or turn on Nomad's ACLs",
-        )
-        for name, network in config.networks.items()
-        if isinstance(network, UserNetwork)
-    ]
+    passt = probe.passt_program()
+    if not passt.why_not:
+        passt = replace(passt, version=probe.passt_version(passt.path))
+    names = [name for name, network in config.networks.items() if isinstance(network, UserNetwork)]
+    return [Check(*line) for line in user_lines(names, passt)]
 
 
 def _hooks(config: PluginConfig) -> list[Check]:

@@ -13,7 +13,7 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
             hypervisors=("qemu",),
             qemu_version="7.2.22",
             accel="tcg",
-            networks=(NetworkFacts(name="user0", mode="user"),),
+            networks=(NetworkFacts(name="user0", mode="user", router="passt"),),
         )
     )
     assert found.health == "healthy"
@@ -25,6 +25,7 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
         "driver.chv.qemu.version": "7.2.22",
         "driver.chv.accel": "tcg",
         "driver.chv.network.user0": "user",
+        "driver.chv.network.user0.router": "passt",
     }
 
 
