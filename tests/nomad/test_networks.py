@@ -21,7 +21,7 @@ from tests.integration.networks import Network
 from tests.nomad.agent import Agent
 from tests.nomad.networks import UPLINK, agent_on, host_network, left_of_machines, page
 from tests.nomad.test_jobs import NETWORKS, job_file
-from tests.nomad.test_survival import plugin_pid
+from tests.nomad.test_survival import plugin_pid, plugin_pids
 
 pytestmark = pytest.mark.needs("cni", "dnsmasq")
 
@@ -113,6 +113,17 @@ def test_a_machine_on_macvtap_has_an_address_of_the_lan_and_is_reached_from_ther
     assert nic == "eth0"
     assert address.startswith("192.0.2.1")
     assert HELLO in page(net.lan, address, 80)
+    # chv has heard the guest use it.
+    alloc = jobs.alloc("macvtap")
+    jobs.agent.wait_for(
+        "the address to be told",
+        lambda: any(
+            message.startswith("address: ") and address in message
+            for kind, message in jobs.agent.task_events(alloc, "macvtap")
+            if kind == "Driver"
+        ),
+        timeout_s=15,
+    )
 
 
 def test_a_machine_on_a_bridge_has_the_address_of_its_job_for_the_lan_and_the_host(jobs: Jobs, net: Network) -> None:
@@ -213,7 +224,9 @@ def test_links_and_what_goes_over_them_outlive(jobs: Jobs, net: Network, what: s
     everybody_answers(jobs, net)
     links = {name: net.host.index(name) for name in net.host.ours()}
     if what == "plugin killed":
-        os.kill(plugin_pid(jobs.agent), signal.SIGKILL)
+        killed = plugin_pid(jobs.agent)
+        os.kill(killed, signal.SIGKILL)
+        jobs.agent.wait_for("another plugin", lambda: plugin_pids(jobs.agent) not in ([], [killed]))
     else:
         jobs.agent.stop()
         jobs.agent.start()
