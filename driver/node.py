@@ -12,6 +12,7 @@ from typing import Literal, cast
 from driver import links
 from driver._pb import base_pb2
 from driver.config import PluginConfig, decode_plugin_config
+from driver.config_network import MacvtapNetwork
 from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
 from driver.fingerprint import CoreFacts, NodeFacts
@@ -31,6 +32,7 @@ from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import Machines
 from vmlib.net.look import look
+from vmlib.net.shim import Mine, Shim, ensure
 from vmlib.paths import Layout
 from vmlib.probe import find_program
 from vmlib.process import Identity
@@ -81,6 +83,15 @@ def core_policy(
         smt=cores.smt,
         tokens=cores.tokens,
         partition=cores.partition,
+    )
+
+
+def shims(config: PluginConfig) -> tuple[Shim, ...]:
+    """Where the operator wants the host to be among its guests."""
+    return tuple(
+        Shim(network=one.name, parent=one.parent, address=one.host_shim)
+        for one in config.networks.values()
+        if isinstance(one, MacvtapNetwork) and one.host_shim
     )
 
 
@@ -208,6 +219,7 @@ class Node:
             exports = self.config.nfs
             networks = await self.offload("probe", self._networks)
             silence = await self.offload("probe", nfs_probe.silence, exports.values())
+            shim_words = await self.offload("probe", self.keep_shims)
         offers = self._offers
         usable = offers.usable
         nfs_words = [f"nfs {name}: {exports[name].server}: {why}" for name, why in silence.items() if why]
@@ -218,7 +230,7 @@ class Node:
             networks=networks,
             nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
-            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words),
+            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *shim_words),
             cores=cores,
         )
 
@@ -261,6 +273,11 @@ class Node:
                 for one in network_facts(networks, {})
             )
 
+    def keep_shims(self, *, wanted: bool = True) -> list[str]:
+        """Make the host's own places on its networks, and take away what is ours and not `wanted`, or not any more."""
+        mine = Mine(owner=self.owner, run_dir=self.layout.run_dir)
+        return ensure(shims(self.config) if wanted else (), mine, dry_run=self.config.gc_dry_run)
+
     # -- sweep ---------------------------------------------------------------------------------------------------
 
     def start_sweeping(self) -> None:
@@ -300,3 +317,4 @@ class Node:
         """What the embedded host's plugin does before it ends, so that nothing is left of a job."""
         if self.owner == "dev" and self._sweeping is not None:
             await self.offload("stop", self._sweeper(gone_s=0.0).sweep, time.monotonic())
+            await self.offload("stop", self.keep_shims, wanted=False)
