@@ -12,7 +12,7 @@ from typing import Literal, cast
 from driver import links
 from driver._pb import base_pb2
 from driver.config import PluginConfig, decode_plugin_config
-from driver.config_network import MacvtapNetwork
+from driver.config_network import MacvtapNetwork, UserNetwork
 from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
 from driver.fingerprint import CoreFacts, NodeFacts
@@ -31,6 +31,7 @@ from vmlib.errors import HostError, NoCapacityError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import Machines
+from vmlib.net import guard
 from vmlib.net.look import look
 from vmlib.net.shim import Mine, Shim, ensure
 from vmlib.paths import Layout
@@ -110,6 +111,7 @@ class Node:
         self.nomad = nomad_cpus(None)
         self._claim_lock = threading.Lock()
         self._claims: dict[str, MachineSpec] = {}  # what starts at this moment
+        self._can_guard = False  # not found out yet, or not so
         self._offers: Offer | None = None
         self._probing = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
@@ -219,7 +221,7 @@ class Node:
             exports = self.config.nfs
             networks = await self.offload("probe", self._networks)
             silence = await self.offload("probe", nfs_probe.silence, exports.values())
-            shim_words = await self.offload("probe", self.keep_shims)
+            guest_words = await self.offload("probe", lambda: [*self.keep_shims(), *self._guard_words()])
         offers = self._offers
         usable = offers.usable
         nfs_words = [f"nfs {name}: {exports[name].server}: {why}" for name, why in silence.items() if why]
@@ -230,7 +232,7 @@ class Node:
             networks=networks,
             nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
-            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *shim_words),
+            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *guest_words),
             cores=cores,
         )
 
@@ -272,6 +274,17 @@ class Node:
                 replace(one, lack=f"interfaces cannot be looked at ({exc})") if one.parent else one
                 for one in network_facts(networks, {})
             )
+
+    def _guard_words(self) -> list[str]:
+        """Of networks whose guests cannot be kept from speaking for others. A kernel that can is not asked again."""
+        guarded = [
+            name for name, one in self.config.networks.items() if not isinstance(one, UserNetwork) and one.filter
+        ]
+        if not guarded or self._can_guard:
+            return []
+        lack = guard.lack()
+        self._can_guard = not lack
+        return [f"network {name}: filter = true: {lack}: {guard.CURE}" for name in guarded] if lack else []
 
     def keep_shims(self, *, wanted: bool = True) -> list[str]:
         """Make the host's own places on its networks, and take away what is ours and not `wanted`, or not any more."""
