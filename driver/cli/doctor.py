@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from driver.cli.common import add_common, load_config, print_json, print_table
+from driver.cli.doctor_guests import guest_lines
 from driver.cli.doctor_network import link_lines
 from driver.cli.doctor_nfs import NfsFacts, nfs_lines
 from driver.cli.doctor_user import user_lines
@@ -15,7 +16,7 @@ from driver.config import PluginConfig
 from driver.config_network import UserNetwork
 from driver.core_health import Finding, core_findings
 from driver.network_health import parents
-from driver.node import hypervisor_settings, unprivileged_warning
+from driver.node import hypervisor_settings, owner_of_this_process, unprivileged_warning
 from driver.partitions import reserved_cpus, shared_cpus
 from vmlib import cgroup, cpuset, probe
 from vmlib.cores.cpulist import format_cpus
@@ -72,6 +73,7 @@ def examine(config: PluginConfig) -> list[Check]:
         *_cores(config),
         *_directories(config),
         *_networks(config),
+        *_guests(config),
         *_hooks(config),
         *_nfs(config),
     ]
@@ -144,6 +146,10 @@ def _user_networks(config: PluginConfig) -> list[Check]:
         passt = replace(passt, version=probe.passt_version(passt.path))
     names = [name for name, network in config.networks.items() if isinstance(network, UserNetwork)]
     return [Check(*line) for line in user_lines(names, passt)]
+
+
+def _guests(config: PluginConfig) -> list[Check]:
+    return [Check(*line) for line in guest_lines(config, owner_of_this_process())]
 
 
 def _hooks(config: PluginConfig) -> list[Check]:
