@@ -6,11 +6,13 @@ run beside this one does no harm: a process is ours when it is one of our progra
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Self
 
 OUR_PROGRAMS = ("qemu-system-", "cloud-hypervisor", "virtiofsd", "swtpm", "passt", "chv")
 OUR_SCRIPTS = ("vmlib/keeper", "vmlib/launcher", "driver.main", "driver/main", "/chv")
@@ -81,6 +83,31 @@ def none_left(
         if time.monotonic() > deadline:
             raise AssertionError("left behind:\n  " + "\n  ".join(left))
         time.sleep(0.1)
+
+
+class Runs:
+    """Notes the names that runs of machines have had in a run directory. Their cgroups have the same ones, and nothing
+    else says whose those are. A machine's run directory is there before its cgroups and goes after them.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.keys: set[str] = set()
+        self._runs = run_dir / "m"
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        while not self._end.wait(0.02):
+            with contextlib.suppress(OSError):
+                self.keys.update(os.listdir(self._runs))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

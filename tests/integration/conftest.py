@@ -1,13 +1,9 @@
 """What integration tests share: the check that nothing is left behind, and nodes."""
 
-import contextlib
-import os
 import tempfile
-import threading
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -42,7 +38,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     base: Path = request.getfixturevalue("short_dir")
     with (
-        _Runs(base / "run" / "m") as runs,
+        leftovers.Runs(base / "run") as runs,
         leftovers.none_left(run_dir=base / "run", data_dir=base / "data", ignore=_not_ours(base, runs.keys)),
     ):
         yield
@@ -64,31 +60,6 @@ def _not_ours(base: Path, keys: AbstractSet[str]) -> Callable[[str], bool]:
         return line.startswith(("links: ", "namespaces: "))
 
     return ignore
-
-
-class _Runs:
-    """Notes the names that runs of machines have had in a run directory. Their cgroups have the same ones, and nothing
-    else says whose those are. A machine's run directory is there before its cgroups and goes after them.
-    """
-
-    def __init__(self, runs: Path) -> None:
-        self.keys: set[str] = set()
-        self._runs = runs
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def _look(self) -> None:
-        while not self._end.wait(0.02):
-            with contextlib.suppress(OSError):
-                self.keys.update(os.listdir(self._runs))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
