@@ -235,7 +235,7 @@ def test_a_bridge_that_is_lost_is_told(net: Network, tmp_path: Path, loss: str) 
 
 
 @pytest.mark.parametrize(("link", "below"), [(MacvtapLink(parent="up0"), "up0"), (BridgeLink(bridge="br0"), "br0")])
-def test_what_was_down_at_the_start_and_told_then_is_not_told_again(
+def test_what_was_down_at_the_start_and_told_then_is_not_told_again_nor_by_the_next_plugin(
     net: Network, tmp_path: Path, link: Link, below: str
 ) -> None:
     net.host.add_bridge("br0")
@@ -245,6 +245,11 @@ def test_what_was_down_at_the_start_and_told_then_is_not_told_again(
         one = await on.machine("one", replace(macvtap(), link=link))
         assert [notice.kind for notice in one.notices] == ["link down"]
         on.serve(one)
+        await asyncio.sleep(1.0)
+        assert on.told == []
+        on.end()
+        on.begin()
+        on.serve(one, fresh=False)
         await asyncio.sleep(1.0)
         assert on.told == []
         await asyncio.to_thread(flag, below, True)
