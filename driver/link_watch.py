@@ -87,7 +87,11 @@ class LinkWatch:
         if not nics or task.id in self._watched:
             return
         if fresh:
-            self._begin(task, known.Known(lost={nic.link: "" for nic in nics if nic.link and _was_told(task, nic)}))
+            watched = self._begin(
+                task, known.Known(lost={nic.link: "" for nic in nics if nic.link and _was_told(task, nic)})
+            )
+            if watched.known.lost:  # so that the next plugin does not tell it again
+                self._background(self._save(watched))
         else:
             self._coming.add(task.id)
             self._background(self._take_over(task))
@@ -98,7 +102,7 @@ class LinkWatch:
             self._coming.discard(task.id)
             self._begin(task, before)
 
-    def _begin(self, task: Task, before: known.Known) -> None:
+    def _begin(self, task: Task, before: known.Known) -> _Watched:
         nics = task.machine.record.nics
         seen = {nic.mac: Seen() for nic in nics}
         for mac, addresses in before.addresses.items():
@@ -111,6 +115,7 @@ class LinkWatch:
         if any(nic.addresses for nic in nics) and not before.told:
             self._learned(watched)
         self._due.set()
+        return watched
 
     def drop(self, task_id: str) -> None:
         """Stop watching, before anybody takes the links away."""

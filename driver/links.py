@@ -50,9 +50,7 @@ def nic_specs(
             NicSpec(
                 network=interface.network,
                 link=link,
-                mac=""
-                if isinstance(link, NetnsLink)
-                else interface.mac or derived_mac(task.alloc_id, task.name, index),
+                mac=_mac(task, interface, index),
                 addresses=interface.addresses,
                 gateways=interface.gateways,
                 dns=interface.dns,

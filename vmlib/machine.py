@@ -263,8 +263,10 @@ class Machines:
             for link in marked_links()
             if link.owner == owner and link.run_dir.parent == self._layout.runs and not link.run_dir.exists()
         ]
-        journals = [path.read_text() for path in self._layout.machines.glob("*/*/journal")] if gone else []
-        return [link for link in gone if not any(link.name in words for words in journals)]
+        journals = self._layout.machines.glob("*/*/journal") if gone else ()
+        # One that is unwound meanwhile is gone when it is read.
+        named = {undo.args.get("name") for path in journals for undo in Journal(path, {}).pending()}
+        return [link for link in gone if link.name not in named]
 
     def remove(self, name: str) -> None:
         """End what runs in a machine's directory and remove it, disks and all. Raises HostError."""

@@ -119,6 +119,29 @@ def test_links_whose_directories_are_gone_have_the_time_of_an_orphan(net: Networ
     assert net.host.ours() == []
 
 
+def test_a_journal_that_is_unwound_meanwhile_does_not_end_the_sweep(
+    net: Network, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = host.spec("tick", nics=(NicSpec(network="lan", link=MacvtapLink(parent="up0"), mac=MAC),))
+    die_at(net, host, "link.opened", spec)
+    (name,) = net.host.ours()
+    shutil.rmtree(host.layout.run(spec.id).root)
+    shutil.rmtree(host.layout.machine(spec.name).root)
+    journal = host.layout.machine("other/task").journal
+    journal.parent.mkdir(parents=True)
+    journal.touch()
+    read_text = Path.read_text
+
+    def read_too_late(path: Path, *args: str) -> str:
+        path.unlink() if path == journal else None
+        return read_text(path, *args)
+
+    monkeypatch.setattr(Path, "read_text", read_too_late)
+    assert net.host.do(lambda: sweeper(host).sweep(0.0)) == [name]
+    assert not journal.exists()
+    assert net.host.ours() == []
+
+
 @pytest.mark.parametrize("changed", ["owner", "data directory", "alias"])
 def test_a_link_of_somebody_elses_is_not_swept(net: Network, host: Host, changed: str) -> None:
     nic = NicSpec(network="lan", link=MacvtapLink(parent="up0"), mac=MAC)

@@ -18,6 +18,7 @@ from driver.offload import Offload
 from driver.store import Task
 from tests.frames import arp, dhcp, icmpv6, ipv4, ipv6
 from tests.integration.networks import Network, network
+from vmlib.cores.service import Notice
 from vmlib.net import known, netlink
 from vmlib.net.learn import MAX_ADDRESSES
 from vmlib.net.linkstate import LinkNotices
@@ -100,7 +101,8 @@ class Stage:
             for p in plugged
         )
         fds = [p.nic.queues[0].fd for p in plugged if isinstance(p.nic, TapNic)]
-        return Machine(run, SimpleNamespace(nics=records), fds)
+        notices = tuple(Notice(name, "link down", p.notice) for p in plugged if p.notice)
+        return Machine(run, SimpleNamespace(nics=records), fds, notices)
 
     def serve(self, machine: Machine, *, fresh: bool = True) -> Task:
         name = machine.run.root.name
@@ -228,6 +230,31 @@ def test_a_bridge_that_is_lost_is_told(net: Network, tmp_path: Path, loss: str) 
         assert on.told == []
         await asyncio.to_thread(delete, "br0") if loss == "deleted" else await asyncio.to_thread(flag, "br0", False)
         assert await on.until(lambda: on.events("link lost"), "lost") < 2.0
+
+    play(net, tmp_path, act)
+
+
+@pytest.mark.parametrize(("link", "below"), [(MacvtapLink(parent="up0"), "up0"), (BridgeLink(bridge="br0"), "br0")])
+def test_what_was_down_at_the_start_and_told_then_is_not_told_again_nor_by_the_next_plugin(
+    net: Network, tmp_path: Path, link: Link, below: str
+) -> None:
+    net.host.add_bridge("br0")
+
+    async def act(on: Stage) -> None:
+        await asyncio.to_thread(flag, below, False)
+        one = await on.machine("one", replace(macvtap(), link=link))
+        assert [notice.kind for notice in one.notices] == ["link down"]
+        on.serve(one)
+        await asyncio.sleep(1.0)
+        assert on.told == []
+        on.end()
+        on.begin()
+        on.serve(one, fresh=False)
+        await asyncio.sleep(1.0)
+        assert on.told == []
+        await asyncio.to_thread(flag, below, True)
+        await on.until(lambda: on.events("link back"), "back")
+        assert on.events("link lost") == []
 
     play(net, tmp_path, act)
 

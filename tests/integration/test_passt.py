@@ -88,3 +88,8 @@ def test_the_gateway_is_not_the_hosts_loopback(lan: Namespace) -> None:
 
 def test_what_a_guest_forges_for_the_loopback_arrives_with_a_passt_of_which_doctor_warns(lan: Namespace) -> None:
     assert reached(lan, "127.0.0.1") == (not probe.passt_drops_forged(probe.passt_version(probe.passt_program().path)))
+
+
+def test_a_host_with_more_resolvers_than_passt_takes_has_a_router_all_the_same(lan: Namespace) -> None:
+    with passt(lan, resolvers=tuple(f"192.0.2.{number}" for number in range(1, 9))):
+        pass

@@ -7,6 +7,7 @@ import pytest
 from vmlib.net.passt import passt_argv, resolvers_in
 from vmlib.resources import StreamNic
 
+MANY = tuple(f"10.1.1.{number}" for number in range(5))
 STUB = "# by systemd-resolved\nnameserver 127.0.0.53\noptions edns0\n"
 
 
@@ -30,6 +31,7 @@ def test_resolvers_are_those_that_a_guest_can_ask(texts: tuple[str, ...], found:
     [
         (("10.1.1.1", "10.1.1.2"), ["--dns", "10.1.1.1", "--dns", "10.1.1.2"]),
         ((), ["--dns", "none"]),
+        (MANY, ["--dns", "10.1.1.0", "--dns", "10.1.1.1", "--dns", "10.1.1.2"]),
     ],
 )
 def test_a_guest_is_given_resolvers_or_none(resolvers: tuple[str, ...], options: list[str]) -> None:
