@@ -1,6 +1,6 @@
 """QMP as a client speaks it: framing without I/O, a small synchronous client, and a `Vmm` on top of it.
 
-The keeper, which hears events on a QMP of its own, has its own reader in `vmlib.keeper.monitor`.
+The keeper, which hears events on a QMP of its own, has its own reader in `vmlib.keeper.qmp_events`.
 """
 
 import contextlib

@@ -10,8 +10,9 @@ from typing import Any, Self
 class HelperPlan:
     """A process beside the VMM (virtiofsd, swtpm), which the keeper starts before it and ends after it.
 
-    It inherits a listening socket of its own as `{fd:listener}`; the VMM inherits one that is connected to it as
-    `{fd:NAME}`. All that a later keeper needs to start it again stands here: paths, and no descriptors.
+    It inherits a listening socket of its own as `{fd:listener}`. The VMM inherits one that is connected to it as
+    `{fd:NAME}`; Cloud Hypervisor connects by itself. All that a later keeper needs to start it again stands here:
+    paths, and no descriptors.
     """
 
     name: str  # "fs0": of its files in the run directory, too
@@ -53,8 +54,9 @@ class KeeperPlan:
     cgroups: list[str] = field(default_factory=list)
     keeper_cgroups: list[str] = field(default_factory=list)
     memory_group: str = ""  # the cgroup whose limit holds the VMM's memory; "" = there is none
-    monitor: str = "events"
-    channel: str = "channel"
+    dialect: str = "qmp"  # in which the VMM speaks: or "cloud-hypervisor"
+    monitor: str = "events"  # of QMP: the listener on which it tells its events
+    channel: str = "channel"  # of QMP: the listener of the guest channel
     on_reboot: str = "restart"
     on_panic: str = "exit"
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vmlib.keeper.channel import listen_for_vmm
 from vmlib.keeper.plan import HelperPlan, KeeperPlan
 from vmlib.paths import RunPaths
 from vmlib.process import TOOL_ENVIRONMENT, spawn
@@ -36,16 +37,18 @@ def open_fifo(path: Path) -> int:
     return fd
 
 
-def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int], sockets: dict[str, socket.socket]) -> "subprocess.Popen[bytes]":
+def spawn_vmm(
+    plan: KeeperPlan, *, log_fds: list[int], sockets: dict[str, socket.socket], inherited: dict[str, int]
+) -> "subprocess.Popen[bytes]":
     """Start the VMM and wait until its program runs. Raises SpawnError with the launcher's reason.
 
     `log_fds` are ends of the task's log FIFOs that the VMM holds without using them, so that whoever reads the logs
-    sees no end of file when this keeper dies. `sockets` lead to its helpers. The plan's files are closed here once the
-    VMM has them.
+    sees no end of file when this keeper dies. `sockets` lead to its helpers, `inherited` is its dialect's. The plan's
+    files are closed here once the VMM has them.
     """
     run = RunPaths(plan.run)
     listeners = [(name, listen(plan.run / file)) for name, file in plan.listeners.items()]
-    fds = dict(plan.files) | {name: sock.fileno() for name, sock in (*listeners, *sockets.items())}
+    fds = plan.files | inherited | {name: sock.fileno() for name, sock in (*listeners, *sockets.items())}
     spec = {
         "argv": plan.argv,
         "fds": fds,
@@ -67,14 +70,20 @@ def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int], sockets: dict[str, socket
             sock.close()
 
 
-def spawn_helper(plan: HelperPlan, run: RunPaths) -> "subprocess.Popen[bytes]":
-    """Start a helper and wait until its program runs; its socket takes connections then. Raises SpawnError, OSError."""
+def spawn_helper(plan: HelperPlan, run: RunPaths, *, vmm_connects: bool) -> "subprocess.Popen[bytes]":
+    """Start a helper and wait until its program runs; its socket takes connections then. Raises SpawnError, OSError.
+
+    The socket is where the VMM itself can connect, if it does that.
+    """
     if plan.bind_at:
         Path(plan.bind_at).mkdir(mode=0o700, exist_ok=True)
-    path = run.helper_socket(plan.name)
-    path.unlink(missing_ok=True)  # of the one before
     with contextlib.ExitStack() as ours:
-        listener = ours.enter_context(listen(path))
+        if vmm_connects:
+            listener = ours.enter_context(listen_for_vmm(run.vmm_helper_socket(plan.name)))
+        else:
+            path = run.helper_socket(plan.name)
+            path.unlink(missing_ok=True)  # of the one before
+            listener = ours.enter_context(listen(path))
         fds = {"listener": listener.fileno()}
         for name, directory in plan.directories.items():
             fds[name] = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
