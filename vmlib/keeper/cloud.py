@@ -34,6 +34,7 @@ class CloudHypervisor:
         self._console = PtyConsole(house.loop, house.console_said, self._on_console_gone)
         self._channel = ChannelListener(house.loop, house.guest_said)
         self._look: ApiCall | None = None
+        self._console_known = False
         self._api = house.plan.run / house.plan.listeners[_API]
         self._reboots = 0
         self._panicked = False  # and shall be started anew
@@ -84,11 +85,13 @@ class CloudHypervisor:
 
     def take_console(self, path: str) -> str:
         try:
-            self._console.open(path, uid=self._house.plan.uid if os.geteuid() == 0 else os.geteuid())
+            uid = self._house.plan.uid if os.geteuid() == 0 else os.geteuid()
+            self._console.open(path, uid=uid, vmm_fd=self._house.vmm_fd)
         except OSError as exc:
             return f"{path[:64]}: {(exc.strerror or str(exc)).lower()}"
         except ValueError as exc:
             return str(exc)
+        self._console_known = True
         return ""
 
     def read_console(self) -> None:
@@ -208,6 +211,7 @@ class CloudHypervisor:
         house.save_state()
         house.helpers.hurry(on=False)
         house.guest_rebooted("by the guest" if self._log.words.reset_by_guest else "from outside")
+        self._console_known = False
         self._look_for_console(0.0)
 
     def _expect(self, met: bool, what: str, limit_s: float = _REBOOT_S) -> None:
@@ -223,12 +227,13 @@ class CloudHypervisor:
 
     def _on_console_gone(self) -> None:
         """Most often because of a reboot or the end, which say so by themselves."""
+        self._console_known = False
         self._house.loop.after(_LOOK_AGAIN_S, lambda: self._look_for_console(_LOOK_AGAIN_S))
 
     def _look_for_console(self, delay_s: float) -> None:
         """Ask the VMM where the console is, until that is known; the first thing after a reboot."""
         house = self._house
-        if house.evidence.phase == "rebooting" or (self._console.is_open and delay_s > 0):
+        if house.evidence.phase == "rebooting" or self._console_known:
             return
         if self._look is not None:
             self._look.cancel()

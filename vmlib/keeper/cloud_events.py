@@ -1,11 +1,18 @@
 """Cloud Hypervisor's event monitor: JSON objects with an empty line between them, however they are cut. No I/O."""
 
+import contextlib
+import itertools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # An event is some hundred bytes, and a guest can lengthen none of them.
 _MAX_EVENT = 1 << 16
+_MAX_TORN = 16  # beginnings that are tried in what makes no sense as a whole
+
+_DECODER = json.JSONDecoder()
+_BEGINNING = re.compile(r'\{\s*"timestamp"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +25,7 @@ class CloudEvent:
 
 
 class EventDecoder:
-    """Turns what the monitor writes into events. What makes no sense is left out up to the next empty line."""
+    """Turns what the monitor writes into events. What makes no sense is left out."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -33,22 +40,27 @@ class EventDecoder:
             self._skipping = True
             rest = rest[-1:]  # it may be the first half of an empty line
         self._rest = rest
-        events = (_event(one) for one in whole if len(one) <= _MAX_EVENT)
-        return [event for event in events if event is not None]
+        return [event for one in whole if len(one) <= _MAX_EVENT for event in _events(one)]
 
 
-def _event(text: bytes) -> CloudEvent | None:
-    # A write that found the pipe full leaves half an event behind: the next one still begins with its brace.
-    for start in (0, text.rfind(b"\n{\n") + 1):
-        try:
-            said = json.loads(text[start:])
-        except (ValueError, RecursionError):
-            continue
-        match said:
-            case {"source": str(source), "event": str(event), **rest}:
-                return CloudEvent(source, event, _properties(rest.get("properties")))
-        return None
-    return None
+def _events(text: bytes) -> list[CloudEvent]:
+    """Mostly one. A pipe that was full has lost parts of what was written: half an event, or the line between two."""
+    try:
+        return _event(json.loads(text))
+    except (ValueError, RecursionError):
+        pass
+    words, found = text.decode(errors="replace"), []
+    for start in itertools.islice(_BEGINNING.finditer(words), _MAX_TORN):
+        with contextlib.suppress(ValueError, RecursionError):
+            found += _event(_DECODER.raw_decode(words, start.start())[0])
+    return found
+
+
+def _event(said: object) -> list[CloudEvent]:
+    match said:
+        case {"source": str(source), "event": str(event), **rest}:
+            return [CloudEvent(source, event, _properties(rest.get("properties")))]
+    return []
 
 
 def _properties(said: object) -> dict[str, str]:

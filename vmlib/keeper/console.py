@@ -1,6 +1,7 @@
 """The guest's console: two FIFOs that are the VMM's standard streams, or the slave of a pty that the VMM made."""
 
 import contextlib
+import ctypes
 import os
 import re
 import stat
@@ -11,8 +12,11 @@ from vmlib.keeper.fds import READ_BYTES
 from vmlib.keeper.loop import Loop
 
 _INPUT = 1 << 16  # typed and not yet taken by the guest
-_TURNS = 64  # reads in a row, so that a flood leaves time for all else
+_READS = 64  # reads in a row, so that a flood leaves time for all else
 _SLAVE_MAJORS = range(136, 144)
+_SYS_PIDFD_GETFD = 438
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Typing:
@@ -50,17 +54,13 @@ class PtyConsole:
         self._heard = heard
         self._lost = lost
         self._fd = -1
-        self._device = 0
+        self._other_fd = -1
         self.typing = Typing(loop)
 
-    @property
-    def is_open(self) -> bool:
-        return self._fd >= 0
-
-    def open(self, path: str, *, uid: int) -> None:
+    def open(self, path: str, *, uid: int, vmm_fd: int) -> None:
         """Take the pty at `path`, which must be one of `uid`'s own. Raises OSError, ValueError.
 
-        The one before is read to its end first.
+        The one before is read to its end first. `vmm_fd` is a pidfd of the VMM.
         """
         if re.fullmatch(r"/dev/pts/[0-9]{1,9}", path) is None:
             raise ValueError(f"{path[:64]!r} is no pty")
@@ -75,13 +75,13 @@ class PtyConsole:
             os.close(fd)
             raise
         self.close()
-        self._fd, self._device = fd, found.st_rdev
+        self._fd, self._other_fd = fd, other_side(vmm_fd, int(path.rpartition("/")[2]))
         self.typing.onto(fd)
         self._loop.on_read(fd, self._on_readable, first=True)
 
     def read(self) -> bool:
         """Pass on what is there. True when there is more."""
-        for _ in range(_TURNS):
+        for _ in range(_READS):
             if self._fd < 0:
                 return False
             try:
@@ -111,8 +111,33 @@ class PtyConsole:
         if self._fd >= 0:
             self.typing.onto(-1)
             self._loop.forget(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+            for fd in (self._fd, self._other_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._fd = self._other_fd = -1
+
+
+def other_side(vmm_fd: int, index: int) -> int:
+    """The VMM's own side of the pty with that number; -1 when it cannot be had, as without CAP_SYS_PTRACE.
+
+    A pty forgets what was not read yet when its other side is closed for the last time: a guest's last words, if its
+    VMM dies. So that is held as long as ours. Nothing is ever read from it.
+    """
+    try:
+        pid = _pid_of(vmm_fd)
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            if os.readlink(f"/proc/{pid}/fd/{name}").endswith("/ptmx"):
+                with open(f"/proc/{pid}/fdinfo/{name}") as file:
+                    if f"tty-index:\t{index}\n" in file.read():
+                        return int(_libc.syscall(_SYS_PIDFD_GETFD, vmm_fd, int(name), 0))
+    except (OSError, ValueError):
+        pass
+    return -1
+
+
+def _pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return int(next(line for line in file if line.startswith("Pid:")).split()[1])
 
 
 def _make_raw(fd: int) -> None:

@@ -25,6 +25,10 @@ class House(Protocol):
     def helpers(self) -> Helpers: ...
 
     @property
+    def vmm_fd(self) -> int:
+        """A pidfd of the VMM, once it lives."""
+
+    @property
     def evidence(self) -> Evidence:
         """To be written as well; `save_state` after it."""
 
