@@ -49,7 +49,7 @@ class Vmm:
         """`INFO words`: a line of that level."""
         level, _, words = text.partition(" ")
         seconds = time.monotonic() - self.began
-        os.write(2, f"cloud-hypervisor: {seconds:10.6f}s: <vmm> {level}:vmm/src/lib.rs:1 -- {words}\n".encode())
+        os.write(2, f"cloud-hypervisor: {seconds:10.6f}s: <vmm> {level}:vmm/src/lib.rs:1 -- {words} \r\n".encode())
 
     def do_stderr(self, text: str) -> None:
         data = text.encode()

@@ -1,196 +1,33 @@
 """Keepers of Cloud Hypervisor, with real processes and a VMM that a test drives: no guest, the whole dialect."""
 
-import contextlib
 import functools
-import json
 import os
 import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.fakes import driven_vmm
-from tests.integration.machines import Log
-from vmlib import postflight, process
+from tests.integration.keepers import Driven, driven_by, driven_plan
+from vmlib import process
 from vmlib.errors import HypervisorError
 from vmlib.keeper import client
 from vmlib.keeper.plan import HelperPlan, KeeperPlan
 from vmlib.keeper.verdict import Evidence
-from vmlib.paths import Layout, RunPaths
-from vmlib.process import Identity
-from vmlib.record import ExitRecord, load_exit
+from vmlib.paths import RunPaths
 
 PANIC = "Kernel panic - not syncing: sysrq triggered crash"
-WAIT_S = 20.0
-
-
-@dataclass(slots=True)
-class Driven:
-    """A keeper, its VMM and the two logs."""
-
-    directory: Path
-    plan: KeeperPlan
-    out: Log
-    err: Log
-    lease: client.Lease = field(init=False)
-    vmm: Identity = field(init=False)
-    drive: socket.socket = field(init=False)
-    events: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def run(self) -> RunPaths:
-        return RunPaths(self.plan.run)
-
-    def start(self) -> None:
-        self.lease, self.vmm = client.start_keeper(self.plan)
-
-    def connect(self) -> None:
-        self.drive = socket.socket(socket.AF_UNIX)
-        self.drive.settimeout(WAIT_S)
-        path = self.directory / "drive" / "sock"
-        self.until(path.exists, "the VMM")
-        self.until(lambda: self.drive.connect_ex(str(path)) == 0, "the VMM")
-
-    def boot(self) -> None:
-        """What the plugin does, up to the commit."""
-        self.connect()
-        self.show_console(self("pty", True))
-        self("close_slave", True)
-        self("event", ["vm", "booting"])
-        self("event", ["vm", "booted"])
-        self.lease.commit()
-
-    def show_console(self, path: str) -> None:
-        self.lease.send({"console": path})
-        answer = self.lease.receive()
-        if answer != {"ok": True}:
-            raise HypervisorError(str(answer))
-
-    def __call__(self, name: str, value: Any) -> Any:
-        """Have the VMM do one step."""
-        self.drive.sendall(json.dumps({name: value}).encode() + b"\n")
-        answer = b""
-        while not answer.endswith(b"\n"):
-            piece = self.drive.recv(1 << 16)
-            if not piece:
-                return None  # it was its last
-            answer += piece
-        return json.loads(answer)
-
-    def last(self, name: str, value: Any) -> None:
-        """A step that it does not survive."""
-        with contextlib.suppress(ConnectionError):
-            self(name, value)
-
-    def reboot(self) -> None:
-        self("event", ["vm", "rebooting"])
-        self("pty", True)
-        self("event", ["vm", "rebooted"])
-
-    def power_off(self) -> None:
-        for words in (["virtio-device", "reset", {"id": "root"}], ["vm", "shutdown"], ["vm", "deleted"]):
-            self("event", words)
-        self("event", ["vmm", "shutdown"])
-        self.last("exit", 0)
-
-    def pump(self) -> None:
-        self.out.pump()
-        self.err.pump()
-
-    def until(self, condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"waited for {what}\n{self.report()}"
-            self.pump()
-            time.sleep(0.01)
-
-    def until_said(self, text: str) -> None:
-        self.until(lambda: text in self.out.text, f"{text!r} on the console")
-
-    def until_told(self, text: str) -> None:
-        self.until(lambda: text in self.err.text, f"{text!r} in the log")
-
-    def end(self, timeout_s: float = WAIT_S) -> ExitRecord:
-        path = Path(self.plan.exit_record)
-        self.until(lambda: load_exit(path, self.plan.id), "the end", timeout_s)
-        record = load_exit(path, self.plan.id)
-        assert record is not None
-        self.pump()
-        return record
-
-    def kinds(self) -> list[str]:
-        found = []
-        with client.Connection.open(self.run.control) as connection:
-            connection.ask("subscribe")
-            with contextlib.suppress(TimeoutError):
-                while (message := connection.receive(0.2)) is not None:
-                    found.append(str(message["event"]["kind"]))
-        return found
-
-    def keeper(self) -> Identity:
-        who = process.load_identity(self.run.keeper)
-        assert who is not None
-        return who
-
-    def kill_keeper(self) -> None:
-        who = self.keeper()
-        assert process.send_signal(who, signal.SIGKILL)
-        assert process.wait_gone(who, 5.0)
-
-    def report(self) -> str:
-        log = self.run.keeper_log
-        return f"console: {self.out.text[-2000:]}\nstderr: {self.err.text[-2000:]}\nkeeper: {log.read_text()}"
-
-    def close(self) -> None:
-        undo = postflight.actions(Layout(self.directory / "data", self.directory / "run"))
-        undo["machine.end"](run_dir=str(self.run.root))
-        undo["run_dir.remove"](path=str(self.run.root))
-        for thing in (getattr(self, "drive", None), getattr(self, "lease", None), self.out, self.err):
-            if thing is not None:
-                thing.close()
-        client.reap()
 
 
 @pytest.fixture
 def plan(short_dir: Path) -> KeeperPlan:
-    for name in ("run/m/x", "drive"):
-        (short_dir / name).mkdir(mode=0o700, parents=True)
-    return KeeperPlan(
-        id="x/web/1",
-        run_dir=str(short_dir / "run" / "m" / "x"),
-        exit_record=str(short_dir / "exit.json"),
-        stdout=str(short_dir / "stdout"),
-        stderr=str(short_dir / "stderr"),
-        argv=[
-            sys.executable,
-            driven_vmm.__file__,
-            str(short_dir / "drive" / "sock"),
-            *("--api-socket", "fd={fd:api}", "--event-monitor", "fd={fd:events}", "-v", "--seccomp", "true"),
-        ],
-        listeners={"api": "api"},
-        dialect="cloud-hypervisor",
-        environment={"PATH": "/usr/bin:/bin"},
-        uid=os.geteuid(),
-        gid=os.getegid(),
-    )
-
-
-@contextlib.contextmanager
-def driven_by(plan: KeeperPlan) -> Iterator[Driven]:
-    directory = Path(plan.exit_record).parent
-    one = Driven(directory, plan, Log(Path(plan.stdout)), Log(Path(plan.stderr)))
-    try:
-        one.start()
-        yield one
-    finally:
-        one.close()
+    return driven_plan(short_dir)
 
 
 @pytest.fixture
@@ -285,7 +122,7 @@ def test_a_vmm_that_fails_says_why(vmm: Driven) -> None:
     )
     vmm.last("exit", 1)
     record = vmm.end()
-    assert (record.exit_code, record.message) == (1, "the VMM ended with status 1: No space")
+    assert (record.exit_code, record.message) == (1, "the VMM ended with status 1: Error reboot: No space")
 
 
 def test_a_vmm_that_does_not_come_up_says_why_to_whoever_starts_it(plan: KeeperPlan) -> None:

@@ -36,6 +36,7 @@ REASONS = {
     "told by another": ([*BOOT, *END], API, "host-api"),
     "fatal error of a vCPU": ([*BOOT, *END], GAVE_UP, "vmm-error"),
     "not a word": ([*BOOT, *END], LogWords(), "sudden"),
+    "SIGTERM before there was a machine": ([BOOT[0], DELETED, OVER], OTHER, "host-signal"),
     "boot that failed": (BOOT[:2], V53, None),
     "crash": (BOOT, V53, None),
     "crash in a reboot": ([*BOOT, RESET, REBOOT[0]], V53, None),

@@ -35,6 +35,9 @@ class Life:
             case "guest", "panic":
                 # `crash_loaded`: the guest is about to write its own dump, and then comes to an end by itself.
                 return None if event.properties.get("event") == "crash_loaded" else "panic"
+            case "vmm", "shutdown":  # without a machine that is all it says
+                self.shut_down = True
+                return "shutdown"
             case "vm", name if name in _OF_THE_VM:
                 kind = _OF_THE_VM[name]
                 if kind in ("booting", "rebooting"):

@@ -12,6 +12,8 @@ _KNOWS_GUEST_EXIT = 52  # the first version that tells a guest's power-off from 
 
 _LINE = re.compile(r"cloud-hypervisor: +([0-9]+\.[0-9]+)s: <([^>]*)> ([A-Z]+):(\S+) -- (.*)")
 _VERSION = re.compile(r"v([0-9]+)\.[0-9]+\S* starting$")
+_CAUSE = re.compile(r" +([0-9]+): (.*)")  # of the failure, the outermost first
+_NO_REASONS = ("note: ", "====", "Try running", "Error: Cloud Hypervisor exited")
 _SYSCALL = re.compile(r"Syscall number: ([0-9]+) .*thread: ([^)]*)\)")
 
 
@@ -44,7 +46,7 @@ class LogReader:
         shown = bytearray()
         for end in ends:
             self._add(end)
-            line = bytes(self._rest)
+            line = bytes(self._rest).rstrip()  # it writes CR LF
             self._rest.clear()
             if self._understand(line.decode(errors="replace")):
                 shown += line + b"\n"
@@ -75,8 +77,10 @@ class LogReader:
         """A panic of the program, or what it prints when it gives up."""
         if (found := _SYSCALL.match(line)) is not None:
             self.words.seccomp = f"system call {found[1]} in thread {found[2]}"
-        elif line.strip() and not line.startswith(("note: ", "====", "Try running", "Error: Cloud Hypervisor exited")):
-            self._on_error(re.sub(r"^ *[0-9]+: ", "", line).strip())
+        elif (found := _CAUSE.match(line)) is not None:
+            self._on_error(found[2] if found[1] == "0" else f"{self.words.last_error}: {found[2]}")
+        elif line.strip() and not line.startswith(_NO_REASONS):
+            self._on_error(line.strip())
         return bool(line.strip())
 
     def _on_error(self, said: str) -> None:

@@ -20,14 +20,12 @@ from vmlib import process
 from vmlib.files import write_atomic
 from vmlib.keeper import oom
 from vmlib.keeper.clients import Clients
-from vmlib.keeper.cloud import CloudHypervisor
 from vmlib.keeper.control import Client
 from vmlib.keeper.dialect import Dialect
 from vmlib.keeper.fds import leave_for, open_process, read
 from vmlib.keeper.helpers import Helpers
 from vmlib.keeper.loop import Loop
 from vmlib.keeper.plan import KeeperPlan
-from vmlib.keeper.qmp import Qmp
 from vmlib.keeper.sink import Sink
 from vmlib.keeper.spawn import SpawnError, make_fifos, open_fifo, spawn_vmm
 from vmlib.keeper.verdict import Evidence, Verdict, judge
@@ -52,7 +50,7 @@ class Keeper:
         leave_for(plan.keeper_cgroups)
 
         self.loop = Loop()
-        self.dialect: Dialect = CloudHypervisor(self) if plan.dialect == "cloud-hypervisor" else Qmp(self)
+        self.dialect = self._speak(plan.dialect)
         self.clients = Clients(self.loop, answer=self._answer, typed=self.dialect.type)
         self.lease: Client | None = self.clients.add(lease)
         self.committed = False
@@ -126,6 +124,16 @@ class Keeper:
             "keeper replaced: the one before was gone; console bytes that it had read but not passed on are lost",
         )
         return True
+
+    def _speak(self, dialect: str) -> Dialect:
+        # Imported here, since each keeper needs one of them, and there is a keeper for each machine.
+        if dialect == "cloud-hypervisor":
+            from vmlib.keeper.cloud import CloudHypervisor
+
+            return CloudHypervisor(self)
+        from vmlib.keeper.qmp import Qmp
+
+        return Qmp(self)
 
     def _open_sink(self, path: str) -> Sink:
         """A machine that runs already is kept even if its log is gone; a new one is not started without."""
