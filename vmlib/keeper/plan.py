@@ -53,6 +53,7 @@ class KeeperPlan:
     helpers: list[HelperPlan] = field(default_factory=list)
     cgroups: list[str] = field(default_factory=list)
     keeper_cgroups: list[str] = field(default_factory=list)
+    cpus: list[int] = field(default_factory=list)  # of the VMM's first thread, and so of all; [] = all of its cgroup
     memory_group: str = ""  # the cgroup whose limit holds the VMM's memory; "" = there is none
     dialect: str = "qmp"  # in which the VMM speaks: or "cloud-hypervisor"
     monitor: str = "events"  # of QMP: the listener on which it tells its events

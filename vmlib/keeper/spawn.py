@@ -58,6 +58,7 @@ def spawn_vmm(
         "gid": plan.gid,
         "groups": plan.groups,
         "cgroups": plan.cgroups,
+        "cpus": plan.cpus,
     }
     # The VMM's own open file descriptions: QEMU makes its console non-blocking, ours must not change with it.
     streams = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in (run.console_in, run.console_out, run.stderr)]
