@@ -21,6 +21,7 @@ from vmlib.spec import DiskFormat, FirmwareKind, GuestOs, NfsExport, NumaPolicy,
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
 _SOCKET_PATH_MAX_BYTES = 107
 _SOCKET_TAIL_BYTES = 40
+_MIN_RATE_BYTES = 64 << 10  # below it a single request of a guest's takes longer than it waits for
 _MAX_VCPUS = 255
 _MAX_UID = (1 << 32) - 2  # the one above means "nobody in particular" to the kernel
 
@@ -75,6 +76,8 @@ class PluginConfig:
     vm_user: str  # without vm_uids: one for all
     qemu_binary: str
     qemu_accel: Literal["auto", "kvm", "tcg"]
+    ch_binary: str
+    ch_firmware: Path | None  # a CLOUDHV.fd or hypervisor-fw
     image_max_size_bytes: int
     image_paths: tuple[Path, ...]
     default_network: str
@@ -94,6 +97,7 @@ class InterfaceConfig:
 
     network: str
     mac: str = ""  # lower case; "" = derived from the alloc
+    rate_bytes: int = 0  # a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,7 @@ class DiskConfig:
     readonly: bool = False
     persistent: bool = False
     serial: str = ""
+    rate_bytes: int = 0  # a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +146,7 @@ class TaskConfig:
     agent: bool = True
     share: tuple[str, ...] = ()  # words of SHARES
     tpm: bool = False
+    balloon: bool = False
     hypervisor: str = ""
 
 
@@ -161,6 +167,8 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
         vm_user=_user(complaints, values["vm_user"]),
         qemu_binary=_binary(complaints, "qemu.binary", values["qemu"]["binary"]),
         qemu_accel=values["qemu"]["accel"],
+        ch_binary=_binary(complaints, "cloud_hypervisor.binary", values["cloud_hypervisor"]["binary"]),
+        ch_firmware=_firmware_file(complaints, values["cloud_hypervisor"]["firmware"]),
         cores=_cores(complaints, values["cores"]),
         image_max_size_bytes=_size(complaints, "image_max_size", values["image_max_size"]),
         image_paths=_image_paths(complaints, values["image_paths"]),
@@ -219,6 +227,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         agent=values["agent"],
         share=_share(complaints, values["share"]),
         tpm=values["tpm"],
+        balloon=values["balloon"],
         hypervisor=values["hypervisor"],
     )
     if alone:
@@ -252,6 +261,16 @@ def _size(complaints: Complaints, key: str, text: str) -> int:
 def _size_or_none(complaints: Complaints, key: str, text: str) -> int:
     """A size of which nothing is a good answer."""
     return 0 if text == "0" else _size(complaints, key, text)
+
+
+def _rate(complaints: Complaints, key: str, text: str) -> int:
+    """Bytes a second; 0 for no limit."""
+    if not text:
+        return 0
+    size = _size(complaints, key, text)
+    if size < _MIN_RATE_BYTES and not complaints.any_about(key):
+        complaints.add(key, "expected at least 64KiB, a second", value=text)
+    return size
 
 
 def _duration(complaints: Complaints, key: str, text: str) -> float:
@@ -302,6 +321,10 @@ def _binary(complaints: Complaints, key: str, text: str) -> str:
     if not text or ("/" in text and not text.startswith("/")):
         complaints.add(key, "expected the name of a program or an absolute path", value=text)
     return text
+
+
+def _firmware_file(complaints: Complaints, text: str) -> Path | None:
+    return _directory(complaints, "cloud_hypervisor.firmware", text) if text else None
 
 
 def _image_paths(complaints: Complaints, texts: tuple[str, ...]) -> tuple[Path, ...]:
@@ -521,6 +544,7 @@ def _disks(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[DiskCo
                 readonly=block["readonly"],
                 persistent=block["persistent"],
                 serial=serial,
+                rate_bytes=_rate(complaints, f"{path}.rate_limit", block["rate_limit"]),
             )
         )
     return tuple(disks)
@@ -564,5 +588,6 @@ def _interfaces(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[I
             complaints.add(f"{path}.mac", f"the same as network_interface[{seen[mac]}].mac", value=block["mac"])
         if mac:
             seen.setdefault(mac, index)
-        interfaces.append(InterfaceConfig(network=block["network"], mac=mac))
+        rate = _rate(complaints, f"{path}.rate_limit", block["rate_limit"])
+        interfaces.append(InterfaceConfig(network=block["network"], mac=mac, rate_bytes=rate))
     return tuple(interfaces)

@@ -77,6 +77,7 @@ def machine_spec(
         cores=cores,
         memory_max_mib=_memory_max_mib(task),
         hugepages=options.hugepages,
+        balloon=options.balloon,
         hypervisor=options.hypervisor,
         on_reboot=options.on_reboot,
         on_panic=options.on_panic,
@@ -265,6 +266,7 @@ def _disks(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> tuple[D
                 size_bytes=disk.size_bytes,
                 readonly=disk.readonly,
                 serial=disk.serial,
+                rate_bytes=disk.rate_bytes,
                 persistent=_disk_key(task, disk.name) if disk.persistent else None,
             )
         )
@@ -372,6 +374,7 @@ def _nics(
                 network=network.name,
                 link=UserLink(forwards=() if nics else _forwards(task)),
                 mac=interface.mac or derived_mac(task.alloc_id, task.name, index),
+                rate_bytes=interface.rate_bytes,
             )
         )
     return tuple(nics)

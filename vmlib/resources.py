@@ -119,7 +119,6 @@ class TapNic:
     mac: str
     queues: tuple[OpenFile, ...]
     vhost: tuple[OpenFile, ...] = ()  # as many, of the kernel's vhost-net; none: the VMM moves the frames itself
-    rate_bytes: int = 0  # a second in each direction, at most; 0 = no limit
 
 
 Nic = UserNic | StreamNic | TapNic

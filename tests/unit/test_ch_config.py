@@ -25,7 +25,7 @@ from vmlib.resources import (
     TpmAttachment,
     UserNic,
 )
-from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec
+from vmlib.spec import CoresSpec, DirectBoot, FileRef, MachineSpec, MacvtapLink, NicSpec
 
 Golden = Callable[[str, str], None]
 
@@ -52,11 +52,10 @@ RAW = DiskAttachment(name="root", file=file(12, "root"), format="raw")
 SEED = DiskAttachment(name="seed", file=file(14, "seed.iso"), format="raw", readonly=True, serial="chv-seed")
 DATA = DiskAttachment(name="data", file=file(17, "data"), format="raw", serial="data", rate_bytes=100 << 20)
 NIC = TapNic(name="net0", mac="52:54:00:12:34:56", queues=(file(20, "tap5"),))
-TWO_QUEUES = replace(
-    NIC, name="net1", mac="52:54:00:12:34:57", queues=(file(21, "tap6"), file(22, "tap6")), rate_bytes=1 << 20
-)
+TWO_QUEUES = replace(NIC, name="net1", mac="52:54:00:12:34:57", queues=(file(21, "tap6"), file(22, "tap6")))
 SHARE = ShareAttachment(name="fs0", tag="chv:srv-data", guest_path="/srv/data", source=Path("/srv/data"))
 WITH_KERNEL = DirectBoot(kernel=FileRef(root=Path("/alloc"), relative="vmlinuz"))
+LAN = NicSpec(network="lan", link=MacvtapLink(parent="eth0"))
 OWN_CORES = CoresSpec(exclusive=True)
 
 
@@ -85,7 +84,10 @@ MACHINES = {
     "windows": (replace(SPEC, guest_os="windows", tpm=True), replace(
         FIRMWARE, disks=(OVERLAY,), tpm=TpmAttachment(name="tpm", state_dir=Path("/data/tpm"))
     )),
-    "interfaces": (SPEC, replace(DIRECT, nics=(NIC, TWO_QUEUES))),
+    "interfaces": (
+        replace(SPEC, nics=(LAN, replace(LAN, rate_bytes=1 << 20))),
+        replace(DIRECT, nics=(NIC, TWO_QUEUES)),
+    ),
     "shares": (SPEC, replace(DIRECT, shares=(SHARE, replace(SHARE, name="fs1", tag="chv:other")))),
     "cores": (
         replace(SPEC, cores=OWN_CORES),
@@ -163,8 +165,12 @@ def test_huge_pages_get_more_time_to_boot() -> None:
         (SPEC, replace(DIRECT, disks=(replace(RAW, name="Ä"),)), "disk name"),
         (SPEC, replace(DIRECT, disks=(replace(RAW, serial="x" * 21),)), "expected at most 20"),
         (SPEC, replace(DIRECT, disks=(replace(OVERLAY, format="raw"),)), "only qcow2 has a backing image"),
-        (SPEC, replace(DIRECT, nics=(replace(NIC, mac="52:54"),)), "six pairs"),
-        (SPEC, replace(DIRECT, nics=(UserNic(name="net0", mac=NIC.mac),)), "no user-mode network"),
+        (replace(SPEC, nics=(LAN,)), replace(DIRECT, nics=(replace(NIC, mac="52:54"),)), "six pairs"),
+        (
+            replace(SPEC, nics=(LAN,)),
+            replace(DIRECT, nics=(UserNic(name="net0", mac=NIC.mac),)),
+            "no user-mode network",
+        ),
         (SPEC, replace(DIRECT, shares=(replace(SHARE, tag="x" * 37),)), "expected at most 36"),
         (SPEC, replace(DIRECT, vfio=("../../../etc",)), "expected a PCI address"),
         (SPEC, replace(DIRECT, boot=BootFiles(kernel=file(1, "k"), initrd=None, cmdline="x" * 2048)), "2047"),

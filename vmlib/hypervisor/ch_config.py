@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from vmlib.errors import SpecError
 from vmlib.hypervisor.base import Request
 from vmlib.hypervisor.options import plain
-from vmlib.resources import DiskAttachment, NumaCell, OpenFile, Resources, ShareAttachment, TapNic
+from vmlib.resources import DiskAttachment, Nic, NumaCell, OpenFile, Resources, ShareAttachment, TapNic
 from vmlib.spec import MachineSpec
 
 VSOCK = "vsock"  # the socket in the VMM's directory that leads into the guest
@@ -41,7 +41,7 @@ def requests(spec: MachineSpec, res: Resources) -> tuple[Request, ...]:
     Raises SpecError for values that Cloud Hypervisor would not take as they are meant.
     """
     _check(spec, res)
-    interfaces = (_interface(nic) for nic in res.nics)
+    interfaces = (_interface(nic, asked.rate_bytes) for nic, asked in zip(res.nics, spec.nics, strict=True))
     made = (Request(call="vm.create", body=vm_config(spec, res)), *interfaces)
     if (size := max(longest_string(one.body) for one in made)) > _MAX_STRING_BYTES:
         raise SpecError(f"a value of {size} bytes, expected at most {_MAX_STRING_BYTES}")
@@ -203,14 +203,14 @@ def _disk(index: int, disk: DiskAttachment) -> Body:
     return body
 
 
-def _interface(nic: object) -> Request:
+def _interface(nic: Nic, rate_bytes: int) -> Request:
     if not isinstance(nic, TapNic):
         raise SpecError("network_interface: cloud-hypervisor has no user-mode network")
     if _MAC.fullmatch(nic.mac) is None:
         raise SpecError(f"mac = {nic.mac!r}: expected six pairs of lower case hex digits, as 52:54:00:12:34:56")
     body: Body = {"id": nic.name, "mac": nic.mac, "num_queues": 2 * len(nic.queues)}
-    if nic.rate_bytes:
-        body["rate_limiter_config"] = _rate(nic.rate_bytes)
+    if rate_bytes:
+        body["rate_limiter_config"] = _rate(rate_bytes)
     return Request(call="vm.add-net", body=body, fds=tuple(file.fd for file in nic.queues))
 
 

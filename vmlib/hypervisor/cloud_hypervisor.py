@@ -57,6 +57,7 @@ class CloudHypervisor:
             bios=False,
             flash=False,
             remote_disks=False,
+            nic_rate=True,
             opens_files=True,
             threads_before_boot=False,
         )

@@ -183,7 +183,19 @@ def _machine_args(spec: MachineSpec, res: Resources, accel: Accel) -> list[str]:
         "-rtc", "base=localtime" if spec.guest_os == "windows" else "base=utc",  # what the guest takes it for
         "-object", "rng-builtin,id=rng0",
         "-device", option("virtio-rng-pci", ("rng", "rng0"), _slot(_RNG_SLOT)),
-        "-device", option("pvpanic-pci", _slot(_PANIC_SLOT)),
+        *_panic_args(spec),
+    ]  # fmt: skip
+
+
+def _panic_args(spec: MachineSpec) -> list[str]:
+    """And the balloon, in the same slot."""
+    if not spec.balloon:
+        return ["-device", option("pvpanic-pci", _slot(_PANIC_SLOT))]
+    # Nothing is taken from the guest; it gives back what it does not use, and has it again when it needs it.
+    balloon = (("id", "balloon0"), ("deflate-on-oom", "on"), ("free-page-reporting", "on"))
+    return [
+        "-device", option("pvpanic-pci", ("multifunction", "on"), _slot(_PANIC_SLOT)),
+        "-device", option("virtio-balloon-pci", *balloon, ("addr", f"{_PANIC_SLOT:#04x}.1")),
     ]  # fmt: skip
 
 
@@ -300,8 +312,25 @@ def _disks_args(disks: tuple[DiskAttachment, ...], remote_aio: str) -> list[str]
     for index, disk in enumerate(disks):
         for node in _block_nodes(disk, sets, remote_aio):
             args += ["-blockdev", json_option(node)]
+        if disk.rate_bytes:
+            args += _limited(disk)
         args += ["-device", _disk_device(index, disk)]
     return args
+
+
+def _limited(disk: DiskAttachment) -> list[str]:
+    """A node on top of the disk's, through which reads and writes together pass at its rate."""
+    group, node = f"{disk.name}-rate", _limit_node(disk)
+    limits = {"bps-total": disk.rate_bytes}
+    return [
+        "-object", json_option({"qom-type": "throttle-group", "id": group, "limits": limits}),
+        "-blockdev",
+        json_option({"driver": "throttle", "node-name": node, "throttle-group": group, "file": disk.name}),
+    ]  # fmt: skip
+
+
+def _limit_node(disk: DiskAttachment) -> str:
+    return f"{disk.name}-limit"
 
 
 def _block_nodes(disk: DiskAttachment, sets: dict[str, int], remote_aio: str) -> Iterator[dict[str, object]]:
@@ -351,7 +380,7 @@ def _format_node(node: str, driver: str, *, readonly: bool, backing: str | None)
 
 
 def _disk_device(index: int, disk: DiskAttachment) -> str:
-    pairs = [("drive", disk.name)]
+    pairs = [("drive", _limit_node(disk) if disk.rate_bytes else disk.name)]
     if disk.serial:
         pairs.append(("serial", plain(disk.serial, key=f"serial of disk {disk.name}", max_bytes=_MAX_SERIAL_BYTES)))
     if index == 0:

@@ -38,7 +38,7 @@ _STATUS = {
 }
 
 
-_FORMATS = ("raw", "qcow2")
+_ABOVE_FILES = ("raw", "qcow2", "throttle")
 
 
 class QmpProtocolError(ValueError):
@@ -258,7 +258,7 @@ class QmpVmm:
         answer = self._call("query-named-block-nodes", {"flat": True})
         try:
             # Formats lie on top of the nodes that open something, and those of ours open what they were given.
-            opened = [str(node["file"]) for node in answer if node["drv"] not in _FORMATS]
+            opened = [str(node["file"]) for node in answer if node["drv"] not in _ABOVE_FILES]
         except (KeyError, TypeError) as exc:
             raise HypervisorError(f"query-named-block-nodes: {_quoted(answer)}, expected a list of nodes") from exc
         return tuple(name for name in opened if not name.startswith("/dev/fdset/"))
