@@ -125,7 +125,13 @@ class Machines:
             res, told = self._preflight.resources(spec, given, paths, run, who, ours, journal)
             res = replace(res, firmware=firmware_of(spec, hypervisor, paths, ours))
             if hypervisor.capabilities.opens_files:
-                res = handed_over(res, paths, self._layout, run, ours)
+                try:
+                    res = handed_over(res, paths, self._layout, run, ours)
+                except SpecError as exc:  # found only now; another one may take the files as they are
+                    hypervisor, reason = self._choose(replace(spec, avoid={hypervisor.name: str(exc)}))
+                    if hypervisor.capabilities.opens_files:
+                        raise
+                    res = replace(res, firmware=firmware_of(spec, hypervisor, paths, ours))
             failpoint.hit("start.files")
             journal.note("cores.free", machine_id=spec.id)
             can = hypervisor.capabilities
@@ -175,6 +181,7 @@ class Machines:
                 vmm_pid=vmm_identity.pid,
                 vmm_start_time=vmm_identity.start_time,
                 placement=assigned.placement,
+                renews=not can.threads_before_boot,
                 alive_while=str(spec.alive_while or ""),
             )
             record.save(paths.record)
@@ -286,6 +293,7 @@ class Machines:
                     run_dir=record.run_dir,
                     placement=record.placement,
                     level=record.placement.level,
+                    renews=record.renews,
                 )
 
     def _machine(self, record: MachineRecord, paths: MachinePaths) -> Machine:

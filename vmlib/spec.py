@@ -216,6 +216,9 @@ class MachineSpec:
     balloon: bool = False  # the guest gives back memory that it does not use
     vfio: tuple[str, ...] = ()  # PCI addresses of devices of the host's that it takes over
     hypervisor: str = ""  # "" = the best one that is usable
+    avoid: Mapping[str, str] = field(
+        default_factory=dict
+    )  # hypervisors that were found not to do, each with the reason
     on_reboot: OnReboot = "restart"
     on_panic: OnPanic = "exit"
     stdout: Path = Path("/dev/null")  # where the guest's console goes: a FIFO or /dev/null

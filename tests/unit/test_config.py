@@ -252,8 +252,11 @@ USER_NET = {"mode": "user"}
         ({"hypervisor": "xen"}, "hypervisor = 'xen': expected auto, cloud-hypervisor or qemu"),
         ({"hypervisor": "fake"}, "hypervisor = 'fake': expected auto, cloud-hypervisor or qemu"),
         (
-            {"cloud_hypervisor": {"binary": "bin/ch", "firmware": "CLOUDHV.fd"}},
-            "cloud_hypervisor.binary = 'bin/ch': expected the name of a program or an absolute path\n"
+            {"cloud_hypervisor": {"binary": "bin/ch"}},
+            "cloud_hypervisor.binary = 'bin/ch': expected the name of a program or an absolute path",
+        ),
+        (
+            {"cloud_hypervisor": {"firmware": "CLOUDHV.fd"}},
             "cloud_hypervisor.firmware = 'CLOUDHV.fd': expected an absolute path without \"..\"",
         ),
         *(

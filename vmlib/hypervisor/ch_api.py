@@ -21,7 +21,7 @@ class ApiError(HypervisorError):
 
     def __init__(self, verb: str, call: str, *, status: int = 0, chain: tuple[str, ...] = (), why: str = "") -> None:
         words = why or ": ".join(chain) or f"status {status} without a word"
-        super().__init__(f"{call}: {words}")
+        super().__init__(f"{call}: {words}", log_tail="\n".join(chain))
         self.verb = verb
         self.call = call
         self.status = status

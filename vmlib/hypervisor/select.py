@@ -151,6 +151,8 @@ def choose(spec: MachineSpec, offer: Offer) -> tuple[Hypervisor, str]:
     for one in allowed:
         if one.hypervisor is None:
             why_not = one.why_not
+        elif one.name in spec.avoid:
+            why_not = spec.avoid[one.name]
         else:
             why_not = _lack(spec, one.hypervisor.capabilities, pinned=bool(spec.hypervisor))
             if not why_not:

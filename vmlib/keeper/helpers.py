@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vmlib import process
+from vmlib.keeper.channel import listen_for_vmm
 from vmlib.keeper.fds import open_process
 from vmlib.keeper.loop import Loop
 from vmlib.keeper.plan import HelperPlan
@@ -40,6 +41,7 @@ class Helper:
         self.child: subprocess.Popen[bytes] | None = None  # None: of a keeper before us
         self.who: process.Identity | None = None
         self.fd = -1  # of the process; -1 while there is none
+        self.listener: socket.socket | None = None  # where a VMM waits that connects while there is none
         self.started_at = time.monotonic()
         self.delay_s = 0.0
         self.ended_well = False  # the last time, as far as one can know
@@ -145,7 +147,9 @@ class Helpers:
 
     def _start(self, helper: Helper) -> None:
         try:
-            helper.child = spawn_helper(helper.plan, self._run, vmm_connects=self._vmm_connects)
+            if self._vmm_connects and helper.listener is None:
+                helper.listener = listen_for_vmm(self._run.vmm_helper_socket(helper.plan.name))
+            helper.child = spawn_helper(helper.plan, self._run, listener=helper.listener)
         except (SpawnError, OSError) as exc:
             reason = f"{exc.filename}: {(exc.strerror or str(exc)).lower()}" if isinstance(exc, OSError) else str(exc)
             raise SpawnError(f"{helper.plan.what}: {reason}") from exc

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vmlib.keeper.channel import listen_for_vmm
 from vmlib.keeper.plan import HelperPlan, KeeperPlan
 from vmlib.paths import RunPaths
 from vmlib.process import TOOL_ENVIRONMENT, spawn
@@ -71,17 +70,17 @@ def spawn_vmm(
             sock.close()
 
 
-def spawn_helper(plan: HelperPlan, run: RunPaths, *, vmm_connects: bool) -> "subprocess.Popen[bytes]":
+def spawn_helper(
+    plan: HelperPlan, run: RunPaths, *, listener: socket.socket | None = None
+) -> "subprocess.Popen[bytes]":
     """Start a helper and wait until its program runs; its socket takes connections then. Raises SpawnError, OSError.
 
-    The socket is where the VMM itself can connect, if it does that.
+    With a `listener` the helper gets that one, which stays the caller's.
     """
     if plan.bind_at:
         Path(plan.bind_at).mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as ours:
-        if vmm_connects:
-            listener = ours.enter_context(listen_for_vmm(run.vmm_helper_socket(plan.name)))
-        else:
+        if listener is None:
             path = run.helper_socket(plan.name)
             path.unlink(missing_ok=True)  # of the one before
             listener = ours.enter_context(listen(path))
