@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmlib.disk.overlay import name_backing
+from vmlib.errors import SpecError
 from vmlib.paths import RunPaths
 from vmlib.resources import Credentials, OpenFile, Resources
 
@@ -42,10 +43,13 @@ def with_vmm_dir(res: Resources, run: RunPaths) -> Resources:
 
 
 def name_backings(res: Resources) -> None:
-    """Have each overlay name the image below it as its VMM shall open it."""
+    """Have each overlay name the image below it as its VMM shall open it. Raises SpecError for one that is spoilt."""
     for disk in res.disks:
         if disk.backing is not None and disk.backing_format is not None:
-            name_backing(disk.file.fd, disk.backing.inherited_path, disk.backing_format)
+            try:
+                name_backing(disk.file.fd, disk.backing.inherited_path, disk.backing_format)
+            except ValueError as exc:
+                raise SpecError(f"disk {disk.name!r}: its overlay {disk.file.path} has {exc}") from exc
 
 
 def may(status: os.stat_result, who: Credentials, *, write: bool) -> bool:

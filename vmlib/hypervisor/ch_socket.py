@@ -38,7 +38,8 @@ class DeadlineSocket(socket.socket):
         self._arm()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         sent = self.sendmsg([data], rights)
-        self.sendall(data[sent:])
+        if sent < len(data):  # sending nothing is an error, too, once the other side has answered and gone
+            self.sendall(data[sent:])
 
     def _arm(self) -> None:
         left = self.deadline - time.monotonic()
@@ -72,4 +73,6 @@ def read_bounded(response: Any) -> bytes:
     data: bytes = response.read(MAX_ANSWER_BYTES + 1)
     if len(data) > MAX_ANSWER_BYTES:
         raise http.client.HTTPException(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+    if response.length if isinstance(response, http.client.HTTPResponse) else response.length_remaining:
+        raise ConnectionResetError("the connection ended in the middle of the answer")
     return data
