@@ -93,7 +93,16 @@ class Qemu:
         assert self._qmp is not None
         self._heard = False
         self._starts += 1
+        # A reset ends in "shutdown" as the guest's own do, unless it is told otherwise.
+        self._qmp.execute("stop")
+        self._qmp.execute("set-action", {"reboot": "reset"})
         self._qmp.execute("system_reset")
+        deadline = time.monotonic() + _ANSWER_S
+        while self._qmp.execute("query-status")["status"] != "prelaunch":  # it answers before it has done it
+            if time.monotonic() > deadline:
+                raise TimeoutError("qemu does not reset")
+            time.sleep(0.01)
+        self._qmp.execute("set-action", {"reboot": "shutdown"})
         self._qmp.execute("cont")
 
     def stop(self) -> None:

@@ -113,6 +113,10 @@ class Session:
         assert self._pty is not None
         os.write(self._pty, text.encode())
 
+    def drain_stderr(self) -> None:
+        """Read stderr from now on."""
+        self._readers[self._stderr] = self._take_stderr
+
     def pump(self, timeout_s: float = 0.0) -> None:
         """Take in what comes."""
         ready, _, _ = select.select(list(self._readers), [], [], timeout_s)
