@@ -3,31 +3,38 @@
 import asyncio
 import logging
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
+from driver import links
 from driver._pb import base_pb2
 from driver.config import PluginConfig, decode_plugin_config
 from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
 from driver.fingerprint import CoreFacts, NodeFacts
 from driver.handle import Handle
+from driver.network_health import NetworkFacts, network_facts, parents
 from driver.offload import Offload
 from driver.partitions import find as find_partitions
 from driver.partitions import nomad_cpus, reserved_cpus, watch_paths
-from vmlib import cgroup, credentials
+from vmlib import cgroup, credentials, process
 from vmlib.cores.ledger import read_entries
 from vmlib.cores.plan import Policy
 from vmlib.cores.service import Cores, CoreSettings, Notice
 from vmlib.cores.topology import Topology
 from vmlib.disk import nfs_probe
-from vmlib.errors import HostError
+from vmlib.errors import HostError, NoCapacityError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import Machines
+from vmlib.net.look import look
 from vmlib.paths import Layout
 from vmlib.probe import find_program
+from vmlib.process import Identity
+from vmlib.record import MachineRecord
 from vmlib.running import Machine
 from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
@@ -83,6 +90,10 @@ def core_policy(
     )
 
 
+def _runs(record: MachineRecord) -> bool:
+    return record.boot_id == process.boot_id() and process.alive(Identity(record.vmm_pid, record.vmm_start_time))
+
+
 class Node:
     """Set up by SetConfig, probed in the background. Everything in here follows from config and host."""
 
@@ -92,6 +103,8 @@ class Node:
         self.config = decode_plugin_config(b"\x80")
         self.mhz = 0.0
         self.nomad = nomad_cpus(None)
+        self._claim_lock = threading.Lock()
+        self._claims: dict[str, MachineSpec] = {}  # what starts at this moment
         self._offers: Offer | None = None
         self._probing = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
@@ -124,6 +137,21 @@ class Node:
             cores=self.core_settings(),
         )
         return Machines(settings, self._choose, attach)
+
+    def start(self, spec: MachineSpec) -> Machine:
+        """Start a machine, unless one that runs here has its place on a network. Called from threads."""
+        machines = self.machines()
+        with self._claim_lock:
+            running = [(record.name, record.nics) for record in machines.records() if record.nics and _runs(record)]
+            starting = [(other.name, other.nics) for other in self._claims.values()]
+            if why := links.taken(spec, [*running, *starting]):
+                raise NoCapacityError(why)
+            self._claims[spec.id] = spec
+        try:
+            return machines.start(spec)
+        finally:
+            with self._claim_lock:
+                self._claims.pop(spec.id, None)
 
     @property
     def mhz_floor(self) -> int:
@@ -174,7 +202,7 @@ class Node:
         allowed = {name: one for name, one in programs.items() if self.config.hypervisor in (name, "auto")}
         missing = allowed and all(find_program(one) is None for one in allowed.values())
         return NodeFacts(
-            networks=self._networks(),
+            networks=tuple(network_facts((n for n in self.config.networks.values() if n.mode == "user"), {})),
             problems=tuple(f"{name}: {one} is not installed" for name, one in allowed.items()) if missing else (),
         )
 
@@ -186,6 +214,7 @@ class Node:
             warning = await self.offload("probe", unprivileged_warning, self.config)
             cores, core_words = await self.offload("cores", self._core_facts)
             exports = self.config.nfs
+            networks = await self.offload("probe", self._networks)
             silence = await self.offload("probe", nfs_probe.silence, exports.values())
         offers = self._offers
         usable = offers.usable
@@ -195,7 +224,7 @@ class Node:
             cloud_hypervisor_version=next((h.version for h in usable if h.name == "cloud-hypervisor"), ""),
             qemu_version=next((h.version for h in usable if h.name == "qemu"), ""),
             accel=usable[0].accel if usable else "",
-            networks=self._networks(),
+            networks=networks,
             nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
             warnings=(*((warning,) if warning else ()), *core_words, *nfs_words),
@@ -229,8 +258,17 @@ class Node:
         )
         return core_facts(host, entries, mhz_floor=self.mhz_floor), tuple(map(str, findings))
 
-    def _networks(self) -> tuple[tuple[str, str], ...]:
-        return tuple((name, "user") for name in self.config.networks)
+    def _networks(self) -> tuple[NetworkFacts, ...]:
+        """Looks at the host's interfaces."""
+        networks = self.config.networks.values()
+        try:
+            return tuple(network_facts(networks, look(parents(networks))))
+        except OSError as exc:  # the node has more to say than that
+            log.warning("networks cannot be looked at: %s", exc)
+            return tuple(
+                replace(one, lack=f"interfaces cannot be looked at ({exc})") if one.parent else one
+                for one in network_facts(networks, {})
+            )
 
     # -- sweep ---------------------------------------------------------------------------------------------------
 

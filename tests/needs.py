@@ -86,6 +86,14 @@ def _swtpm() -> str:
     return probe.swtpm_program().why_not
 
 
+def _dnsmasq() -> str:
+    return "" if shutil.which("dnsmasq", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin") else "no dnsmasq"
+
+
+def _passt() -> str:
+    return probe.passt_program().why_not
+
+
 def _cloud_image() -> str:
     """Not built by whoever wants to boot it: that takes a minute or two, and root."""
     if cloud.is_current(machine_setup.cache_dir()):
@@ -153,6 +161,8 @@ PROBES: dict[str, Callable[[], str]] = {
     "uefi": _uefi,
     "virtiofsd": _virtiofsd,
     "swtpm": _swtpm,
+    "dnsmasq": _dnsmasq,
+    "passt": _passt,
     "cloud-image": _cloud_image,
     "go": _go,
     "nomad": _nomad,

@@ -30,11 +30,13 @@ QEMU_PACKAGES = {
     "xz": "xz-utils",
     "zstd": "zstd",
 }
+NETWORK_PACKAGES = {"dnsmasq": "dnsmasq-base"}
 UEFI_PACKAGE = "ovmf"
 # Beside QEMU until Debian 12; a package of its own since.
 VIRTIOFSD_PACKAGE = "virtiofsd"
 VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 SWTPM_PACKAGE = "swtpm"
+PASST_PACKAGE = "passt"
 UEFI_DESCRIPTORS = Path("/usr/share/qemu/firmware")  # as firmware packages fill it, whatever the distribution
 
 
@@ -143,10 +145,13 @@ def set_up_qemu() -> None:
         missing.append(UEFI_PACKAGE)
     if shutil.which("swtpm") is None:
         missing.append(SWTPM_PACKAGE)
+    if shutil.which("passt") is None:
+        missing.append(PASST_PACKAGE)
     if missing:
         _apt_install(*missing)
     if not any(map(os.path.exists, VIRTIOFSD_PLACES)):
         _apt_install(VIRTIOFSD_PACKAGE)
+    _install_missing(NETWORK_PACKAGES)
 
 
 def set_up_go() -> None:

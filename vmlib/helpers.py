@@ -1,4 +1,4 @@
-"""The helper processes of a machine as the keeper gets them: virtiofsd for each share, swtpm for a TPM."""
+"""The helper processes of a machine as the keeper gets them: virtiofsd for shares, swtpm for a TPM, passt for links."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,18 @@ from vmlib.errors import HostError
 from vmlib.keeper.plan import HelperPlan
 from vmlib.paths import RunPaths
 from vmlib.probe import Program
-from vmlib.resources import Credentials, Resources, ShareAttachment, TpmAttachment
+from vmlib.resources import Credentials, Forward, Resources, ShareAttachment, StreamNic, TpmAttachment
 
 # What a virtiofsd is for: files of any owner. Not CAP_MKNOD (27): a device that a guest made in a directory which other
 # tasks share would be theirs to open.
 _FILE_CAPABILITIES = (0, 1, 3, 4, 6, 7, 31)  # CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP
 # What it needs for shutting itself in, and gives up then: SETPCAP SYS_CHROOT SYS_ADMIN SYS_RESOURCE.
 _SANDBOX_CAPABILITIES = (8, 18, 21, 24)
+_BIND_CAPABILITIES = (10,)  # NET_BIND_SERVICE, for ports below 1024
+_NOBODY = 65534
+# The network behind passt, as QEMU's own user mode has it. A copy of the host's addresses, which is what passt would
+# give by itself, is not in question: the guest could not reach the host by them, nor would they be any the wiser.
+_USER_MAC, _USER_ADDRESS, _USER_PREFIX, _USER_GATEWAY = "52:55:0a:00:02:02", "10.0.2.15", "24", "10.0.2.2"
 # QEMU 5 to 7 brought one of its own and of its own version; what is developed since has begun with 1.
 _FIRST_VERSION_IN_C = 5
 
@@ -33,6 +38,12 @@ def plans(res: Resources, run: RunPaths, groups: MachineGroups) -> list[HelperPl
         if swtpm.why_not:
             raise HostError(f"tpm = true: {swtpm.why_not}", hint=probe.SWTPM_CURE)
         made.append(tpm_helper(res.tpm, swtpm.path, res.credentials, groups))
+    routed = [nic for nic in res.nics if isinstance(nic, StreamNic)]
+    if routed:
+        passt = probe.passt_program()
+        if passt.why_not:  # it was there a moment ago
+            raise HostError(f"network {routed[0].network!r}: {passt.why_not}", hint=probe.PASST_CURE)
+        made += [router_helper(nic, passt.path, res.credentials, groups) for nic in routed]
     return made
 
 
@@ -91,6 +102,54 @@ def tpm_helper(tpm: TpmAttachment, swtpm: str, credentials: Credentials, groups:
         cgroups=_cgroups(groups),
         seat=_seat(groups),
     )
+
+
+def router_helper(nic: StreamNic, passt: str, credentials: Credentials, groups: MachineGroups) -> HelperPlan:
+    """A passt as the VMM's user, whose guests do not reach the host's loopback."""
+    low = any(forward.host_port < 1024 for forward in nic.forwards)
+    return HelperPlan(
+        name=nic.name,
+        what=f"passt of network {nic.network}",
+        argv=_passt_argv(passt, nic.forwards),
+        loss="connections through it were cut",
+        calls=nic.name,
+        tells_ready=True,
+        netns=nic.netns,
+        uid=credentials.uid or _NOBODY,  # as root it would not run
+        gid=credentials.gid if credentials.uid else _NOBODY,
+        capabilities=list(_BIND_CAPABILITIES) if low else [],
+        cgroups=_cgroups(groups),
+        seat=_seat(groups),
+    )
+
+
+def _passt_argv(passt: str, forwards: tuple[Forward, ...]) -> list[str]:
+    argv = [
+        passt,
+        "--foreground",
+        "--quiet",
+        "--fd",
+        "{fd:vmm}",
+        "--pid",
+        "/proc/self/fd/1",  # written once it serves
+        "--no-map-gw",
+        # The interface whose addresses it would copy. All are given, so it may be one that is everywhere.
+        "--interface",
+        "lo",
+        "--ipv4-only",
+        "--mac-addr",
+        _USER_MAC,
+        "--address",
+        _USER_ADDRESS,
+        "--netmask",
+        _USER_PREFIX,
+        "--gateway",
+        _USER_GATEWAY,
+    ]
+    for forward in forwards:
+        where = f"{forward.host_ip}/{forward.host_port}" if forward.host_ip else str(forward.host_port)
+        argv += ["-t" if forward.protocol == "tcp" else "-u", f"{where}:{forward.guest_port}"]
+    return argv
 
 
 def _cgroups(groups: MachineGroups) -> list[str]:

@@ -22,6 +22,7 @@ _CLOUD_HYPERVISOR_REFUSED = ((52, 0),)
 VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
 VIRTIOFSD_CURE = "install virtiofsd, which is in the package qemu-system-common on Debian 12 and in virtiofsd elsewhere"
 SWTPM_CURE = "install the package swtpm"
+PASST_CURE = "install the package passt"
 _VERSION_TIMEOUT_S = 10.0
 
 _IO_URING_KERNEL = (5, 12)  # before it the rings are locked memory, of which a process without privileges has little
@@ -205,6 +206,14 @@ def swtpm_program() -> Program:
     found = find_program("swtpm")
     if found is None:
         return Program(path="swtpm", why_not=f"swtpm is not installed (looked in {TOOL_ENVIRONMENT['PATH']})")
+    return Program(path=found)
+
+
+def passt_program() -> Program:
+    """Where passt is installed. One that is not is no fault: QEMU's own user mode is used then."""
+    found = find_program("passt")
+    if found is None:
+        return Program(path="passt", why_not=f"passt is not installed (looked in {TOOL_ENVIRONMENT['PATH']})")
     return Program(path=found)
 
 

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from driver.cli.common import add_common, load_config, print_json, print_table
+from driver.cli.doctor_network import link_lines
 from driver.cli.doctor_nfs import NfsFacts, nfs_lines
 from driver.config import PluginConfig
+from driver.config_network import UserNetwork
 from driver.core_health import Finding, core_findings
+from driver.network_health import parents
 from driver.node import hypervisor_settings, unprivileged_warning
 from driver.partitions import reserved_cpus, shared_cpus
 from vmlib import cgroup, cpuset, probe
@@ -22,6 +25,7 @@ from vmlib.hooks import find_hook, split
 from vmlib.hypervisor import cloud_hypervisor
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import Offer, probe_offers
+from vmlib.net.look import look
 from vmlib.probe import find_program
 
 _FIRMWARE_PAGE = "docs/cloud-hypervisor.md says where one comes from"
@@ -154,6 +158,15 @@ def _helper(name: str, found: probe.Program, lack: str, cure: str) -> Check:
 
 
 def _networks(config: PluginConfig) -> list[Check]:
+    linked = {name: network for name, network in config.networks.items() if not isinstance(network, UserNetwork)}
+    try:
+        seen = look(parents(linked.values()))
+    except OSError as exc:
+        return [*_user_networks(config), Check("networks", "problem", f"interfaces cannot be looked at: {exc}")]
+    return [*_user_networks(config), *(Check(*line) for line in link_lines(linked, seen))]
+
+
+def _user_networks(config: PluginConfig) -> list[Check]:
     return [
         Check(
             f"network {name}",
@@ -161,7 +174,8 @@ def _networks(config: PluginConfig) -> list[Check]:
             "user mode: guests reach the loopback of this host, where Nomad's API listens",
             "give it only to jobs that you trust with that, or turn on Nomad's ACLs",
         )
-        for name in config.networks
+        for name, network in config.networks.items()
+        if isinstance(network, UserNetwork)
     ]
 
 

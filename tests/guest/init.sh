@@ -154,6 +154,21 @@ mount_share() {
     mount -t virtiofs "${1%:*}" "${1##*:}" 2>/dev/null && echo "mounted ${1%:*}" || echo "not mounted ${1%:*}"
 }
 
+# busybox has no UDP server; the kernel counts what comes to a port where nobody listens.
+count_udp() {
+    before=0
+    while :; do
+        now=$(awk '/^Udp: [0-9]/ { print $3 }' /proc/net/snmp)
+        [ "$now" = "$before" ] || echo "udp $now"
+        before=$now
+        usleep 200000
+    done
+}
+
+fetch() {
+    text=$(timeout 5 wget -q -O - "$1" 2>/dev/null) && echo "fetched $1 $text" || echo "not fetched $1"
+}
+
 # PATH:TEXT
 put() {
     echo "${1#*:}" 2>/dev/null >"${1%%:*}" && echo "put ${1%%:*}" || echo "not put ${1%%:*}"
@@ -201,8 +216,33 @@ read_variable() {
     echo "read variable" $(tail -c +5 "$variable" 2>/dev/null)
 }
 
+# NIC:ADDRESS/LENGTH, of either family
+add_address() {
+    ip address add "${1#*:}" dev "${1%%:*}" && echo "ip ${1%%:*} ${1#*:}"
+}
+
+# Until it answers: the other side may come up later.
+ping_until() {
+    case "$1" in *:*) family=-6 ;; *) family=-4 ;; esac
+    until ping "$family" -c 1 -W 1 "$1" >/dev/null 2>&1; do usleep 200000; done
+    echo "ping $1 ok"
+}
+
+# The address that a router's announcement gives the interface.
+say_ipv6() {
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        found=$(ip -6 -o address show dev "$1" scope global | sed -n 's/.* inet6 \([0-9a-f:]*\).*/\1/p' | head -n 1)
+        [ -n "$found" ] && break
+        sleep 1
+    done
+    echo "ipv6 $1 $found"
+}
+
 obey() {
     case "$1" in
+    ip=*) add_address "${1#*=}" ;;
+    ping=*) ping_until "${1#*=}" ;;
+    ipv6=*) say_ipv6 "${1#*=}" ;;
     write=*) write_disk "${1#*=}" ;;
     read=*) read_disk "${1#*=}" ;;
     mount=*) mount_share "${1#*=}" ;;
@@ -217,6 +257,8 @@ obey() {
     sleep=*) sleep "${1#*=}" ;;
     say=*) echo "say ${1#*=}" ;;
     http=*) serve "${1#*=}" ;;
+    udp) count_udp & ;;
+    fetch=*) fetch "${1#*=}" ;;
     tick) tick & ;;
     # An asynchronous command has /dev/null as its input unless told otherwise.
     echo) echo_lines </dev/console & ;;

@@ -3,6 +3,7 @@
 from driver import __version__
 from driver._pb import driver_pb2 as pb
 from driver.fingerprint import CoreFacts, NodeFacts, fingerprint
+from driver.network_health import NetworkFacts
 from driver.state import capabilities, fingerprint_response
 
 
@@ -13,7 +14,7 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
             cloud_hypervisor_version="53.0",
             qemu_version="7.2.22",
             accel="kvm",
-            networks=(("user0", "user"),),
+            networks=(NetworkFacts(name="user0", mode="user"),),
         )
     )
     assert found.health == "healthy"

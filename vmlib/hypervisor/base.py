@@ -24,6 +24,7 @@ class Capabilities:
     uefi: bool
     shares: bool
     tpm: bool
+    vhost_net: bool = False  # it can leave the frames of a tap to the kernel, with KVM
     bios: bool = True  # it brings firmware of its own, which boots a disk without any file
     flash: bool = True  # it takes what a job brings for UEFI firmware, in the form in which distributions ship that
     remote_disks: bool = True  # files on a server that may stop answering, or that does not know the VMM's user
@@ -59,6 +60,7 @@ class LaunchPlan:
     files: Mapping[str, int] = field(default_factory=dict)
     listeners: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    netns: str = ""  # the network namespace that the VMM runs in, where it is a router itself; "" = ours
     credentials: Credentials
     dialect: Dialect = "qmp"
     requests: tuple[Request, ...] = ()
