@@ -88,7 +88,7 @@ class Calls:
             body = None
         else:
             if request.body is None:
-                return answer(400, raw=b"")
+                return answer(400, raw=b"") if call == "vm.create" else self._refuse(400, "Bad Request")
             try:
                 body = json.loads(request.body)
             except ValueError as exc:
