@@ -21,7 +21,7 @@ from tests.fakes.ch.taps import traffic
 from tests.fakes.ch.threads import Loop, die_with_parent
 
 _ANSWER_S = 30.0
-_ACCEL = ["-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max"]
+_ACCEL = ["-accel", "tcg,thread=multi,tb-size=32", "-cpu", "max"]
 
 
 class Qemu:
