@@ -1,6 +1,8 @@
 """From a request to its answer: paths, verbs, bodies, and the shapes of refusals."""
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,11 @@ _REFUSALS = {
     "vm.snapshot": "The VM could not be snapshotted",
     "vm.restore": "The VM could not be restored",
 }
+_SECCOMP = """
+==== Possible seccomp violation ====
+Syscall number: 20 (arch: 0xc000003e, tid: 1, thread: http-server)
+Try running with `strace -ff` to identify the cause
+"""
 _MISSING = (NOT_CREATED, "VM config is missing")
 
 
@@ -88,7 +95,7 @@ class Calls:
             body = None
         else:
             if request.body is None:
-                return answer(400, raw=b"")
+                return answer(400, raw=b"") if call == "vm.create" else self._refuse(400, "Bad Request")
             try:
                 body = json.loads(request.body)
             except ValueError as exc:
@@ -97,7 +104,7 @@ class Calls:
                 return self._refuse(400, "Failed to deserialize JSON", *found)
         if self._behaviour.for_call("fail", call) is not None:
             return self._refuse(500, "Error from API", _REFUSALS.get(call, "It could not be done"), "chfake: told so")
-        self._log.say("INFO", f"API request event: {call}")
+        self._log.say("INFO", f"API request event: {_said(call)}", "vmm/src/api/mod.rs:1")
         try:
             result = self._act(call, body, request.fds)
         except RefusedError as exc:
@@ -137,7 +144,7 @@ class Calls:
         self._log.say("INFO", f"HTTP API error response: {': '.join(chain)}", "vmm/src/api/http/mod.rs:106")
         said = answer(status, list(chain))
         if len(said) >= _DEADLY_BYTES and self._seccomp:
-            self._log.say("ERROR", "Possible seccomp violation: syscall 20 in thread http-server")
+            os.write(2, _SECCOMP.encode())
             behaviours.die("SYS")
         return said
 
@@ -148,3 +155,8 @@ class Calls:
     def _vmm_ends_if_asked(self) -> None:
         if self._ended:
             self._vmm.loop.after(0.0, self._vmm.at_end)
+
+
+def _said(call: str) -> str:
+    """The name of a call in the log: VmPowerButton."""
+    return "".join(word.capitalize() for word in re.split("[.-]", call))

@@ -34,6 +34,7 @@ _NET: Config = {
     **_PCI, "num_queues": 2, "queue_size": 256, "vhost_user": False, "vhost_mode": "Client", "offload_tso": True,
     "offload_ufo": True, "offload_csum": True,
 }  # fmt: skip
+_BALLOON: Config = {**_PCI, "deflate_on_oom": False, "free_page_reporting": False}
 _FS: Config = {**_PCI, "num_queues": 1, "queue_size": 1024}
 # Lists and objects whose members have an id.
 _LISTS = ("disks", "net", "fs", "pmem", "devices", "user_devices", "vdpa", "generic_vhost_user")
@@ -58,6 +59,9 @@ def normal(body: Config, known: Any) -> Config:
     for key, defaults in (("disks", _DISK), ("fs", _FS)):
         if key in filled:
             filled[key] = [{**defaults, **one} for one in filled[key]]
+    for key, defaults in (("vsock", _PCI), ("balloon", _BALLOON)):
+        if key in filled:
+            filled[key] = {**defaults, **filled[key]}
     if nets:
         filled["net"] = [net(one) for one in nets]
     for old, new in (("serial_number", "system_serial_number"), ("uuid", "system_uuid")):

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 from tests.fakes.ch import behaviour as behaviours
@@ -22,9 +23,11 @@ def main(executable: Path) -> None:
     behaviour = behaviours.load(executable, os.environ)
     chosen = options.parse(sys.argv[1:], version=behaviour.build_version)
     threads.name_this("cloud-hypervisor")
+    threading.current_thread().name = "main"
     os.umask(0o077)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the real one ignores it; this one has a child
     log = Log(chosen.log_file, chosen.verbosity)
+    log.say("INFO", f"{behaviour.build_version} starting", "cloud-hypervisor/src/main.rs:631")
     events = Events(chosen.events_path, chosen.events_fd, log=log, mute=behaviour.word("mute") is not None)
     events.say("vmm", "starting")
     listener = _listener(chosen)

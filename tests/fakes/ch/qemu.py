@@ -21,7 +21,7 @@ from tests.fakes.ch.taps import traffic
 from tests.fakes.ch.threads import Loop, die_with_parent
 
 _ANSWER_S = 30.0
-_ACCEL = ["-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max"]
+_ACCEL = ["-accel", "tcg,thread=multi,tb-size=32", "-cpu", "max"]
 
 
 class Qemu:
@@ -213,7 +213,9 @@ class Qemu:
         if not qmp.pump():
             self._loop.unwatch(qmp.sock.fileno())
             if self._process is not None:
-                self._ears.crashed("qemu ended")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(1.0)
+                self._ears.crashed(f"qemu ended with {self._process.returncode}")
             return
         self._take_events()
 

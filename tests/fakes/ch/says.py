@@ -22,7 +22,7 @@ class Log:
         if _LEVELS[level] <= self._verbosity:
             since = time.monotonic() - self.started
             thread = threading.current_thread().name
-            line = f"cloud-hypervisor: {since:10.6f}s: <{thread}> {level}:{where} -- {text}\n"
+            line = f"cloud-hypervisor: {since:10.6f}s: <{thread}> {level}:{where} -- {text}\r\n"
             data = line.encode(errors="replace")
             while data:
                 try:

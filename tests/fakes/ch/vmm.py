@@ -239,7 +239,8 @@ class Vmm:
     def _power_off(self) -> None:
         if not self._state:
             return
-        self._log.say("INFO", "VM guest exit event")
+        # Earlier releases do not tell a guest's end from any other.
+        self._log.say("INFO", "VM guest exit event" if self._behaviour.release >= (52, 0) else "VM exit event")
         self._resets()
         if self._no_shutdown:
             self.shutdown()
@@ -279,6 +280,7 @@ class Vmm:
     def _crashed(self, why: str) -> None:
         if self._state:
             self._log.say("ERROR", f"vCPU thread panicked: {why}")
+            self._log.say("INFO", "VM exit event")
             self.end()
             self.at_end()
 
