@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from driver import config_network
+from driver.config_network import InterfaceConfig, Network
 from driver.decode import Complaints, decode, one_of, path_of_label
 from driver.schema import PATH_MAX_BYTES, PLUGIN, TASK
 from driver.units import parse_duration, parse_size
@@ -24,7 +26,7 @@ _SOCKET_TAIL_BYTES = 40
 _MAX_VCPUS = 255
 _MAX_UID = (1 << 32) - 2  # the one above means "nobody in particular" to the kernel
 
-_NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
+_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
 _HOOK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _USER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
 _UID_RANGE = re.compile(r"([0-9]{1,10}) ?- ?([0-9]{1,10})")
@@ -32,24 +34,8 @@ _DISK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,15}")
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _SERVER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45}(?:%[A-Za-z0-9_.-]{1,15})?")
-_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _FORMAT_OF_SUFFIX: dict[str, DiskFormat] = {".raw": "raw", ".qcow2": "qcow2"}
 SHARES = ("local", "secrets", "alloc")
-_KEYS_OF_LATER_MODES = {
-    "parent": "macvtap",
-    "macvtap_mode": "macvtap",
-    "filter": "macvtap or bridge",
-    "host_shim": "macvtap",
-    "bridge": "bridge",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserNetwork:
-    """A network of the operator's on which the VMM itself is the router."""
-
-    name: str
-    mode: Literal["user"] = "user"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +64,7 @@ class PluginConfig:
     image_max_size_bytes: int
     image_paths: tuple[Path, ...]
     default_network: str
-    networks: Mapping[str, UserNetwork]
+    networks: Mapping[str, Network]
     image_cache_max_bytes: int
     image_cache_max_age_s: float
     orphan_grace_s: float
@@ -86,14 +72,6 @@ class PluginConfig:
     cores: CoresConfig = field(default_factory=CoresConfig)
     hooks: tuple[str, ...] = ()  # NAME or NAME:ARGUMENT
     nfs: Mapping[str, NfsExport] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InterfaceConfig:
-    """One network_interface block."""
-
-    network: str
-    mac: str = ""  # lower case; "" = derived from the alloc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +129,8 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
     """
     complaints = Complaints()
     values = decode(msgpack_config, PLUGIN, complaints, with_hidden=_with_fake())
-    networks = _networks(complaints, values["network"])
-    _check_default_network(complaints, values["default_network"], networks)
+    networks = config_network.networks(complaints, values["network"])
+    config_network.check_default_network(complaints, values["default_network"], networks)
     config = PluginConfig(
         data_dir=_directory(complaints, "data_dir", values["data_dir"]),
         run_dir=_run_dir(complaints, values["run_dir"]),
@@ -213,7 +191,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         user_data=values["user_data"],
         network_config=values["network_config"],
         disks=_disks(complaints, values["disk"]),
-        network_interfaces=_interfaces(complaints, values["network_interface"]),
+        network_interfaces=config_network.interfaces(complaints, values["network_interface"]),
         on_reboot=values["on_reboot"],
         on_panic=values["on_panic"],
         agent=values["agent"],
@@ -327,31 +305,11 @@ def _hooks(complaints: Complaints, texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
-def _networks(complaints: Complaints, blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, UserNetwork]:
-    for name, block in blocks.items():
-        path = path_of_label("network", name)
-        if name == "alloc":
-            complaints.add(path, "this name stands for the alloc's own network, expected another")
-        elif not _NETWORK_NAME.fullmatch(name):
-            complaints.add(path, "expected a name of at most 32 letters, digits, - and _")
-        if complaints.any_about(f"{path}.mode"):
-            continue
-        for key, mode in _KEYS_OF_LATER_MODES.items():
-            if block[key]:
-                complaints.add(f"{path}.{key}", f"belongs to a network with mode {mode}", value=block[key])
-    return {name: UserNetwork(name=name) for name in blocks}
-
-
-def _check_default_network(complaints: Complaints, name: str, networks: Mapping[str, UserNetwork]) -> None:
-    if name and name not in networks and not complaints.any_about("network"):
-        complaints.add("default_network", f"expected the name of a network block, {known(networks)}", value=name)
-
-
 def _nfs(complaints: Complaints, blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, NfsExport]:
     exports = {}
     for name, block in blocks.items():
         path = path_of_label("nfs", name)
-        if not _NETWORK_NAME.fullmatch(name):
+        if not _LABEL.fullmatch(name):
             complaints.add(path, "expected a name of at most 32 letters, digits, - and _")
         if not _SERVER.fullmatch(block["server"]):
             complaints.add(
@@ -399,11 +357,6 @@ def _cpus(complaints: Complaints, key: str, text: str) -> frozenset[int]:
     except ValueError as exc:
         complaints.add(key, str(exc), value=text)
         return frozenset()
-
-
-def known(names: Mapping[str, object]) -> str:
-    """`which are: a, b`, for a name that is none of them."""
-    return f"which are: {', '.join(sorted(names))}" if names else "of which there are none"
 
 
 # -- task block ------------------------------------------------------------------------------------------------------
@@ -548,21 +501,3 @@ def _share(complaints: Complaints, words: tuple[str, ...]) -> tuple[str, ...]:
         elif word in words[:index]:
             complaints.add(f"share[{index}]", f"the same as share[{words.index(word)}]", value=word)
     return words
-
-
-def _interfaces(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[InterfaceConfig, ...]:
-    seen: dict[str, int] = {}
-    interfaces = []
-    for index, block in enumerate(blocks):
-        path = f"network_interface[{index}]"
-        if not block["network"] and not complaints.any_about(f"{path}.network"):
-            complaints.add(f"{path}.network", "expected the name of a network of the plugin block, it is missing")
-        mac = block["mac"].lower()
-        if mac and (not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00"):
-            complaints.add(f"{path}.mac", "expected a unicast address such as 52:54:00:12:34:56", value=block["mac"])
-        elif mac in seen:
-            complaints.add(f"{path}.mac", f"the same as network_interface[{seen[mac]}].mac", value=block["mac"])
-        if mac:
-            seen.setdefault(mac, index)
-        interfaces.append(InterfaceConfig(network=block["network"], mac=mac))
-    return tuple(interfaces)

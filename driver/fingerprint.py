@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from driver import __version__
+from driver.network_health import NetworkFacts
 
 Value = str | bool | int
 Health = Literal["undetected", "unhealthy", "healthy"]
@@ -27,7 +28,7 @@ class NodeFacts:
     hypervisors: tuple[str, ...] = ()
     qemu_version: str = ""
     accel: str = ""
-    networks: tuple[tuple[str, str], ...] = ()  # name, mode
+    networks: tuple[NetworkFacts, ...] = ()
     nfs: tuple[tuple[str, str], ...] = ()  # name, "rw" or "ro"; those whose server answers
     cores: CoreFacts | None = None
     problems: tuple[str, ...] = ()
@@ -52,12 +53,24 @@ def fingerprint(facts: NodeFacts) -> Fingerprint:
         attributes["driver.chv.qemu.version"] = facts.qemu_version
     if facts.accel:
         attributes["driver.chv.accel"] = facts.accel
-    for name, mode in facts.networks:
-        attributes[f"driver.chv.network.{name}"] = mode
+    for network in facts.networks:
+        attributes |= _of_network(network)
     for name, mode in facts.nfs:
         attributes[f"driver.chv.nfs.{name}"] = mode
     if facts.cores is not None:
         attributes |= {f"driver.chv.cores.{name}": value for name, value in asdict(facts.cores).items()}
     if facts.problems:
         return Fingerprint(health="unhealthy", text="; ".join(facts.problems), attributes=attributes)
-    return Fingerprint(health="healthy", text="; ".join(facts.warnings) or "Healthy", attributes=attributes)
+    odd = [f"network {network.name}: {network.complaint}" for network in facts.networks if network.complaint]
+    return Fingerprint(health="healthy", text="; ".join([*facts.warnings, *odd]) or "Healthy", attributes=attributes)
+
+
+def _of_network(network: NetworkFacts) -> dict[str, Value]:
+    """Nothing of one that no machine can be plugged into, so that a job can ask for its name."""
+    if network.lack:
+        return {}
+    name = f"driver.chv.network.{network.name}"
+    more: dict[str, Value] = {f"{name}.parent": network.parent, f"{name}.state": network.state}
+    if network.router:
+        return {name: network.mode, f"{name}.router": network.router}
+    return {name: network.mode} | (more if network.parent else {})

@@ -3,31 +3,41 @@
 import asyncio
 import logging
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
+from driver import links
 from driver._pb import base_pb2
 from driver.config import PluginConfig, decode_plugin_config
+from driver.config_network import MacvtapNetwork, UserNetwork
 from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
 from driver.fingerprint import CoreFacts, NodeFacts
 from driver.handle import Handle
+from driver.network_health import NetworkFacts, network_facts, parents
 from driver.offload import Offload
 from driver.partitions import find as find_partitions
 from driver.partitions import nomad_cpus, reserved_cpus, watch_paths
-from vmlib import cgroup, credentials
+from vmlib import cgroup, credentials, process
 from vmlib.cores.ledger import read_entries
 from vmlib.cores.plan import Policy
 from vmlib.cores.service import Cores, CoreSettings, Notice
 from vmlib.cores.topology import Topology
 from vmlib.disk import nfs_probe
-from vmlib.errors import HostError
+from vmlib.errors import HostError, NoCapacityError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import Machines
+from vmlib.net import guard
+from vmlib.net.look import look
+from vmlib.net.shim import Mine, Shim, ensure
 from vmlib.paths import Layout
-from vmlib.probe import find_program
+from vmlib.probe import find_program, user_router
+from vmlib.process import Identity
+from vmlib.record import MachineRecord
 from vmlib.running import Machine
 from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
@@ -77,6 +87,19 @@ def core_policy(
     )
 
 
+def shims(config: PluginConfig) -> tuple[Shim, ...]:
+    """Where the operator wants the host to be among its guests."""
+    return tuple(
+        Shim(network=one.name, parent=one.parent, address=one.host_shim)
+        for one in config.networks.values()
+        if isinstance(one, MacvtapNetwork) and one.host_shim
+    )
+
+
+def _runs(record: MachineRecord) -> bool:
+    return record.boot_id == process.boot_id() and process.alive(Identity(record.vmm_pid, record.vmm_start_time))
+
+
 class Node:
     """Set up by SetConfig, probed in the background. Everything in here follows from config and host."""
 
@@ -86,6 +109,9 @@ class Node:
         self.config = decode_plugin_config(b"\x80")
         self.mhz = 0.0
         self.nomad = nomad_cpus(None)
+        self._claim_lock = threading.Lock()
+        self._claims: dict[str, MachineSpec] = {}  # what starts at this moment
+        self._can_guard = False  # not found out yet, or not so
         self._offers: Offer | None = None
         self._probing = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
@@ -118,6 +144,21 @@ class Node:
             cores=self.core_settings(),
         )
         return Machines(settings, self._choose, attach)
+
+    def start(self, spec: MachineSpec) -> Machine:
+        """Start a machine, unless one that runs here has its place on a network. Called from threads."""
+        machines = self.machines()
+        with self._claim_lock:
+            running = [(record.name, record.nics) for record in machines.records() if record.nics and _runs(record)]
+            starting = [(other.name, other.nics) for other in self._claims.values()]
+            if why := links.taken(spec, [*running, *starting]):
+                raise NoCapacityError(why)
+            self._claims[spec.id] = spec
+        try:
+            return machines.start(spec)
+        finally:
+            with self._claim_lock:
+                self._claims.pop(spec.id, None)
 
     @property
     def mhz_floor(self) -> int:
@@ -166,7 +207,9 @@ class Node:
         """What can be said without starting a program."""
         missing = self.config.hypervisor != "fake" and find_program(self.config.qemu_binary) is None
         return NodeFacts(
-            networks=self._networks(),
+            networks=tuple(
+                network_facts((n for n in self.config.networks.values() if n.mode == "user"), {}, router=user_router())
+            ),
             problems=(f"qemu: {self.config.qemu_binary} is not installed",) if missing else (),
         )
 
@@ -178,7 +221,9 @@ class Node:
             warning = await self.offload("probe", unprivileged_warning, self.config)
             cores, core_words = await self.offload("cores", self._core_facts)
             exports = self.config.nfs
+            networks = await self.offload("probe", self._networks)
             silence = await self.offload("probe", nfs_probe.silence, exports.values())
+            guest_words = await self.offload("probe", lambda: [*self.keep_shims(), *self._guard_words()])
         offers = self._offers
         usable = offers.usable
         nfs_words = [f"nfs {name}: {exports[name].server}: {why}" for name, why in silence.items() if why]
@@ -186,10 +231,10 @@ class Node:
             hypervisors=tuple(dict.fromkeys(hypervisor.name for hypervisor in usable)),
             qemu_version=next((h.version for h in usable if h.name == "qemu"), ""),
             accel=usable[0].accel if usable else "",
-            networks=self._networks(),
+            networks=networks,
             nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
-            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words),
+            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *guest_words),
             cores=cores,
         )
 
@@ -220,8 +265,33 @@ class Node:
         )
         return core_facts(host, entries, mhz_floor=self.mhz_floor), tuple(map(str, findings))
 
-    def _networks(self) -> tuple[tuple[str, str], ...]:
-        return tuple((name, "user") for name in self.config.networks)
+    def _networks(self) -> tuple[NetworkFacts, ...]:
+        """Looks at the host's interfaces."""
+        networks = self.config.networks.values()
+        try:
+            return tuple(network_facts(networks, look(parents(networks)), router=user_router()))
+        except OSError as exc:  # the node has more to say than that
+            log.warning("networks cannot be looked at: %s", exc)
+            return tuple(
+                replace(one, lack=f"interfaces cannot be looked at ({exc})") if one.parent else one
+                for one in network_facts(networks, {}, router=user_router())
+            )
+
+    def _guard_words(self) -> list[str]:
+        """Of networks whose guests cannot be kept from speaking for others. A kernel that can is not asked again."""
+        guarded = [
+            name for name, one in self.config.networks.items() if not isinstance(one, UserNetwork) and one.filter
+        ]
+        if not guarded or self._can_guard:
+            return []
+        lack = guard.lack()
+        self._can_guard = not lack
+        return [f"network {name}: filter = true: {lack}: {guard.CURE}" for name in guarded] if lack else []
+
+    def keep_shims(self, *, wanted: bool = True) -> list[str]:
+        """Make the host's own places on its networks, and take away what is ours and not `wanted`, or not any more."""
+        mine = Mine(owner=self.owner, run_dir=self.layout.run_dir)
+        return ensure(shims(self.config) if wanted else (), mine, dry_run=self.config.gc_dry_run)
 
     # -- sweep ---------------------------------------------------------------------------------------------------
 
@@ -262,3 +332,4 @@ class Node:
         """What the embedded host's plugin does before it ends, so that nothing is left of a job."""
         if self.owner == "dev" and self._sweeping is not None:
             await self.offload("stop", self._sweeper(gone_s=0.0).sweep, time.monotonic())
+            await self.offload("stop", self.keep_shims, wanted=False)

@@ -31,6 +31,7 @@ class Task:
     machine: Machine
     ended: asyncio.Future[ExitRecord]
     started_at: float  # seconds since the epoch
+    network: pb.NetworkOverride | None = None  # what StartTask answers of the guest's address
     watches: tuple[asyncio.Task[None], ...] = ()
     stopping: asyncio.Lock = field(default_factory=asyncio.Lock)
     forgotten: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,9 +64,10 @@ class Store:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def add(self, config: pb.TaskConfig, machine: Machine) -> Task:
+    def add(self, config: pb.TaskConfig, machine: Machine, network: pb.NetworkOverride | None = None) -> Task:
         """Know a task from now on, and watch its machine to its end."""
-        task = Task(config, machine, asyncio.get_running_loop().create_future(), machine.record.started_at)
+        ended = asyncio.get_running_loop().create_future()
+        task = Task(config, machine, ended, machine.record.started_at, network)
         self._tasks[config.id] = task
         task.watches = (
             asyncio.create_task(self._watch(task), name=f"watch {config.id}"),

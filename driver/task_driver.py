@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
-from driver import translate
+from driver import links, translate
 from driver._pb import base_pb2, driver_pb2_grpc
 from driver._pb import driver_pb2 as pb
 from driver.config import decode_plugin_config, decode_task_config
@@ -21,8 +21,11 @@ from driver.errors import NotFoundError, UnimplementedError, rpc
 from driver.events import EventHub
 from driver.fingerprint import fingerprint
 from driver.handle import Handle
+from driver.link_watch import LinkWatch
+from driver.namespaces import processes_in
 from driver.node import Node
 from driver.offload import Offload
+from driver.resolvers import host_name_servers
 from driver.schema import task_spec
 from driver.signals import signal_action, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
@@ -56,6 +59,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         self.events = EventHub()
         self.store = Store(self.events, self.offload, on_event=self._on_keeper_event)
         self.watch = CoresWatch(self._look_at_cores, self._tell_notice, self.node.watched)
+        self.links = LinkWatch(self.offload, lambda task, text, kind: self.store.tell(task, text, kind=kind))
         self._starting: dict[str, asyncio.Task[Task]] = {}
         self._notes: set[asyncio.Future[None]] = set()
         self._parent = os.getppid()
@@ -95,6 +99,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         # Only the launch that serves tasks is asked for this; the ones that only check the config must not sweep.
         self.node.start_sweeping()
         self.watch.start()
+        self.links.start()
         self._end_with_embedded_host()
         last = fingerprint(self.node.quick_facts())
         yield fingerprint_response(last)
@@ -125,6 +130,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
     async def _leave(self) -> None:
         log.warning("the embedded host is gone: ending its %d machines", len(self.store))
         await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        for task in self.store.tasks():
+            self.links.drop(task.id)
         machines = [task.machine for task in self.store.tasks()]
         await asyncio.gather(*(self.offload("stop", one.destroy) for one in machines), return_exceptions=True)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -166,7 +173,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             # A caller that goes away must not leave a machine that nobody knows of.
             task = await asyncio.shield(starting)
         return pb.StartTaskResponse(
-            result=pb.StartTaskResponse.SUCCESS, handle=self._task_handle(task), network_override=None
+            result=pb.StartTaskResponse.SUCCESS, handle=self._task_handle(task), network_override=task.network
         )
 
     async def _start(self, config: pb.TaskConfig) -> Task:
@@ -181,6 +188,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             complaints=complaints,
             topology=topology,
             smt=self.node.config.cores.smt,
+            in_namespace=await self.offload("keep", processes_in, config.network_isolation_spec.path),
+            host_dns=await self.offload("keep", host_name_servers),
         )
         machines = self.node.machines()
         loop = asyncio.get_running_loop()
@@ -189,8 +198,9 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             loop.call_soon_threadsafe(self.store.announce, config, text, "image")
 
         await self.offload("image", machines.bring_images, spec, tell)
-        machine = await self.offload("remote" if exports_of(spec) else "start", machines.start, spec)
-        task = self.store.add(config, machine)
+        machine = await self.offload("remote" if exports_of(spec) else "start", self.node.start, spec)
+        network = links.network_override(config, spec.nics, machine.record.nics)
+        task = self.store.add(config, machine, network)
         for notice in machine.notices:
             self._tell_notice(notice)
         self.watch.wake()
@@ -216,8 +226,9 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
                 level=view.entry.level,
                 **{f"vcpu{vcpu}": str(cpu) for vcpu, cpu in pins.items()},
             )
+        self.links.add(task, fresh=True)
         level = "shared" if view is None else view.entry.level
-        if found := translate.lints(config, options, self.node.config, level=level, mhz_floor=self.node.mhz_floor):
+        if found := translate.lints(config, options, spec.nics, level=level, mhz_floor=self.node.mhz_floor):
             self.store.tell(task, f"lint: {'; '.join(found)}", kind="lint")
         return task
 
@@ -234,7 +245,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             # Reads two small files in the data directory: neither the VMM, its disks nor a network is touched.
             machine = await self.offload("recover", self.node.machines(handle.layout).recover, handle.name, config.id)
             if self.store.get(config.id) is None:  # a second call may have been faster
-                self.store.add(config, machine)
+                self.links.add(self.store.add(config, machine), fresh=False)
                 if handle.layout != self.node.layout:  # the operator has changed data_dir since
                     try:
                         await self.offload("recover", self.node.cores.adopt, handle.layout.ledger, machine.id)
@@ -296,6 +307,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         if not task.ended.done() and not request.force:
             raise SpecError(f"task {task.id} still runs", hint="stop it first, or use force")
         machine = task.machine
+        self.links.drop(task.id)
         await self.offload("stop", machine.destroy)
         await self.store.forget(task.id)
         self.watch.wake()
@@ -419,8 +431,22 @@ def _attributes(machine: Machine) -> dict[str, str]:
         "pid": str(record.vmm_pid),
         "vcpus": str(record.vcpus),
         "memory_mib": str(record.memory_mib),
+        **_link_attributes(machine),
         **_cores_attributes(machine),
     }
+
+
+def _link_attributes(machine: Machine) -> dict[str, str]:
+    """Nothing for a machine without interfaces."""
+    nics = machine.nics()
+    found = {}
+    for index, nic in enumerate(nics):
+        found[f"nic{index}"] = " ".join((nic.network, nic.mac, *nic.addresses))
+        if nic.lost:
+            found[f"nic{index}_lost"] = nic.lost
+    if addresses := [address for nic in nics for address in nic.addresses]:
+        found["addresses"] = ", ".join(addresses)
+    return found
 
 
 def _cores_attributes(machine: Machine) -> dict[str, str]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from driver import links
 from driver._pb import driver_pb2 as pb
-from driver.config import InterfaceConfig, PluginConfig, TaskConfig, is_inline, known
+from driver.config import PluginConfig, TaskConfig, is_inline
+from driver.config_network import known
 from driver.core_wishes import cores_spec, mhz_lint
 from driver.decode import Complaints
 from vmlib.cores.topology import Topology
@@ -23,10 +25,8 @@ from vmlib.spec import (
     MachineSpec,
     MountSpec,
     NicSpec,
-    PortForward,
     RootDisk,
     SeedSpec,
-    UserLink,
 )
 
 _MIN_MEMORY_MIB = 16
@@ -49,16 +49,20 @@ def machine_spec(
     complaints: Complaints | None = None,
     topology: Topology | None = None,
     smt: Literal["core", "thread"] = "core",
+    in_namespace: Sequence[str] = (),
+    host_dns: Sequence[str] = (),
 ) -> MachineSpec:
     """The machine that a task asks for. Raises SpecError with every complaint, one a line.
 
     `complaints` holds what was found in the config already, so that a job's author is told of all at once.
+    `in_namespace` says who uses the group's network namespace by now, `host_dns` which name servers this host has.
     """
     complaints = Complaints() if complaints is None else complaints
     if "/" in task.name or task.name in ("", ".", ".."):
         complaints.add("task", "expected a name that can be a directory", value=task.name)
     finder = _Finder(complaints, task, plugin)
     cores, vcpus = cores_spec(complaints, task, options, topology=topology, smt=smt)
+    nics = links.nic_specs(complaints, task, options, plugin, in_namespace=in_namespace, host_dns=host_dns)
     spec = MachineSpec(
         id=task.id,
         name=machine_name(task.alloc_id, task.name),
@@ -72,8 +76,8 @@ def machine_spec(
         disks=_disks(finder, task, options),
         mounts=_mounts(complaints, task, options),
         tpm=options.tpm,
-        seed=_seed(finder, task, options),
-        nics=_nics(complaints, task, options, plugin),
+        seed=_seed(finder, task, options, nics),
+        nics=nics,
         cores=cores,
         memory_max_mib=_memory_max_mib(task),
         hugepages=options.hugepages,
@@ -92,7 +96,7 @@ def machine_spec(
 def lints(
     task: pb.TaskConfig,
     options: TaskConfig,
-    plugin: PluginConfig,
+    nics: Sequence[NicSpec],
     *,
     level: str = "shared",
     mhz_floor: int = 0,
@@ -101,11 +105,8 @@ def lints(
 
     `level` is what the machine got; `mhz_floor` what Nomad counts for the slowest CPU of the node, 0 when unknown.
     """
-    found = []
-    if task.resources.ports and not options.network_interfaces and not plugin.default_network:
-        labels = ", ".join(port.label for port in task.resources.ports)
-        found.append(f"ports {labels} lead nowhere: the machine has no network_interface")
-    if options.network_config and not options.network_interfaces and not plugin.default_network:
+    found = list(links.lints(task, nics))
+    if options.network_config and not nics:
         found.append("network_config configures nothing: the machine has no network_interface")
     if level == "driver" and (lint := mhz_lint(task, options, mhz_floor)):
         found.append(lint)
@@ -132,13 +133,6 @@ def _safe(part: str) -> str:
         return escaped or "%"
     digest = hashlib.sha256(part.encode()).hexdigest()[:_DIGEST_DIGITS]
     return f"{escaped[: _NAME_MAX_BYTES - _DIGEST_DIGITS - 1]}~{digest}"
-
-
-def derived_mac(alloc_id: str, task_name: str, index: int) -> str:
-    """The address of interface number `index` of a task: 46 bits of a hash, locally administered, unicast."""
-    digest = hashlib.sha256("\0".join((alloc_id, task_name, str(index))).encode()).digest()
-    first = digest[0] & 0xFC | 0x02
-    return ":".join(f"{byte:02x}" for byte in (first, *digest[1:6]))
 
 
 def default_hostname(job_name: str, task_name: str) -> str:
@@ -313,10 +307,10 @@ def _labels(task: pb.TaskConfig) -> dict[str, str]:
     }
 
 
-def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> SeedSpec | None:
+def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig, nics: Sequence[NicSpec]) -> SeedSpec | None:
     """Only for a job that needs it: a guest that knows no cloud-init sees no disk it did not ask for."""
     for_guest = (options.hostname, options.ssh_authorized_keys, options.user_data, options.network_config)
-    if not any(for_guest) and not options.share and not task.mounts:
+    if not any(for_guest) and not options.share and not task.mounts and not links.need_seed(nics):
         return None
     user_data, user_data_file = None, None
     if is_inline(options.user_data):
@@ -326,7 +320,7 @@ def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> SeedSpec
     return SeedSpec(
         # cloud-init makes a directory of that name.
         instance_id=machine_name(task.alloc_id, task.name).replace("/", "-"),
-        hostname=options.hostname or default_hostname(task.job_name, task.name),
+        hostname=options.hostname or links.group_hostname(task) or default_hostname(task.job_name, task.name),
         ssh_authorized_keys=options.ssh_authorized_keys,
         user_data=user_data,
         user_data_file=user_data_file,
@@ -348,53 +342,3 @@ def _memory_mib(complaints: Complaints, task: pb.TaskConfig) -> int:
 def _memory_max_mib(task: pb.TaskConfig) -> int:
     memory_max_mib = task.resources.allocated_resources.memory.memory_max_mb
     return _NO_LIMIT_MIB if memory_max_mib < 0 else memory_max_mib
-
-
-def _nics(
-    complaints: Complaints, task: pb.TaskConfig, options: TaskConfig, plugin: PluginConfig
-) -> tuple[NicSpec, ...]:
-    interfaces: Sequence[InterfaceConfig] = options.network_interfaces
-    if not interfaces and plugin.default_network:
-        interfaces = (InterfaceConfig(network=plugin.default_network),)
-    _check_alloc_network(complaints, task, interfaces)
-    nics: list[NicSpec] = []
-    for index, interface in enumerate(interfaces):
-        network = plugin.networks.get(interface.network)
-        if network is None:
-            complaints.add(
-                f"network_interface[{index}].network",
-                f"expected a network of this node's plugin block, {known(plugin.networks)}",
-                value=interface.network,
-            )
-            continue
-        nics.append(
-            NicSpec(
-                network=network.name,
-                link=UserLink(forwards=() if nics else _forwards(task)),
-                mac=interface.mac or derived_mac(task.alloc_id, task.name, index),
-            )
-        )
-    return tuple(nics)
-
-
-def _check_alloc_network(complaints: Complaints, task: pb.TaskConfig, interfaces: Sequence[InterfaceConfig]) -> None:
-    """A group with a network namespace of its own: Nomad sends its ports there, and no machine can be in it yet."""
-    if task.network_isolation_spec.path and (not interfaces or task.resources.ports):
-        complaints.add(
-            "network",
-            "the group has a network namespace of its own, into which chv cannot plug a machine yet: leave `mode` out"
-            " of the group's network block, and plug the machine into a network of the plugin block",
-        )
-
-
-def _forwards(task: pb.TaskConfig) -> tuple[PortForward, ...]:
-    """All ports of the group. Without `to` (0, or -1 as Nomad has it) a port has the same number in the guest."""
-    return tuple(
-        PortForward(
-            label=port.label,
-            host_ip=port.host_ip,
-            host_port=port.value,
-            guest_port=port.to if port.to > 0 else port.value,
-        )
-        for port in task.resources.ports
-    )

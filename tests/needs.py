@@ -86,6 +86,27 @@ def _swtpm() -> str:
     return probe.swtpm_program().why_not
 
 
+def _dnsmasq() -> str:
+    return _lacking_in_sbin("dnsmasq")
+
+
+def _cni() -> str:
+    """What an agent needs for groups with `network { mode = "bridge" }`."""
+    if not (machine_setup.CNI_PLUGINS / "bridge").exists():
+        return f"no CNI plugins in {machine_setup.CNI_PLUGINS}: `python3 tests/setup.py network` installs them"
+    return _lacking_in_sbin("iptables")
+
+
+def _lacking_in_sbin(program: str) -> str:
+    """For programs that are not on the PATH of everybody."""
+    found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    return "" if found else f"no {program}: `python3 tests/setup.py network` installs it"
+
+
+def _passt() -> str:
+    return probe.passt_program().why_not
+
+
 def _cloud_image() -> str:
     """Not built by whoever wants to boot it: that takes a minute or two, and root."""
     if cloud.is_current(machine_setup.cache_dir()):
@@ -143,6 +164,9 @@ PROBES: dict[str, Callable[[], str]] = {
     "uefi": _uefi,
     "virtiofsd": _virtiofsd,
     "swtpm": _swtpm,
+    "dnsmasq": _dnsmasq,
+    "cni": _cni,
+    "passt": _passt,
     "cloud-image": _cloud_image,
     "go": _go,
     "nomad": _nomad,

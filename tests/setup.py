@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sets up what `make` needs on a fresh machine: Python packages, QEMU, Go, guests, lab node. Standard library only.
+"""Sets up what `make` needs on a fresh machine: Python packages, QEMU, Go, networks, guests, lab node. Stdlib only.
 
 What is there already costs nothing. `$CHV_CACHE` may be shared by several checkouts and holds only other people's
 packages; the environment in `.cache/venv` belongs to this checkout and imports this checkout's code.
@@ -30,11 +30,16 @@ QEMU_PACKAGES = {
     "xz": "xz-utils",
     "zstd": "zstd",
 }
+# For networks in tests: an agent's bridge groups need the plugins and iptables, a host beside it the rest.
+NETWORK_PACKAGES = {"dnsmasq": "dnsmasq-base", "iptables": "iptables"}
+CNI_PACKAGE = "containernetworking-plugins"
+CNI_PLUGINS = Path("/usr/lib/cni")
 UEFI_PACKAGE = "ovmf"
 # Beside QEMU until Debian 12; a package of its own since.
 VIRTIOFSD_PACKAGE = "virtiofsd"
 VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 SWTPM_PACKAGE = "swtpm"
+PASST_PACKAGE = "passt"
 UEFI_DESCRIPTORS = Path("/usr/share/qemu/firmware")  # as firmware packages fill it, whatever the distribution
 
 
@@ -143,6 +148,8 @@ def set_up_qemu() -> None:
         missing.append(UEFI_PACKAGE)
     if shutil.which("swtpm") is None:
         missing.append(SWTPM_PACKAGE)
+    if shutil.which("passt") is None:
+        missing.append(PASST_PACKAGE)
     if missing:
         _apt_install(*missing)
     if not any(map(os.path.exists, VIRTIOFSD_PLACES)):
@@ -172,6 +179,11 @@ def _apt_install(*packages: str) -> None:
     _run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages, env=environment)
 
 
+def set_up_network() -> None:
+    """What makes networks around machines: for an agent's bridge groups, and for hosts that serve addresses."""
+    _install_missing(NETWORK_PACKAGES, *([] if (CNI_PLUGINS / "bridge").exists() else [CNI_PACKAGE]))
+
+
 def set_up_guest() -> None:
     _run(sys.executable, str(CHECKOUT / "tests/guest/build.py"), str(cache_dir()))
 
@@ -190,9 +202,11 @@ def set_up_cloud() -> None:
     _run(sys.executable, "-m", "tests.guest.cloud", str(cache_dir()), env=here)
 
 
-def _install_missing(programs: dict[str, str]) -> None:
+def _install_missing(programs: dict[str, str], *more: str) -> None:
+    """The packages of the programs that are not there, and `more`."""
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     missing = [package for program, package in programs.items() if shutil.which(program, path=path) is None]
+    missing += more
     if missing:
         _apt_install(*missing)
 
@@ -222,6 +236,7 @@ def _locked(path: Path) -> Iterator[None]:
 STEPS = {
     "venv": set_up_venv,
     "qemu": set_up_qemu,
+    "network": set_up_network,
     "go": set_up_go,
     "guest": set_up_guest,
     "cloud": set_up_cloud,

@@ -7,6 +7,8 @@ the process that takes over lives. Without the variable a place costs one compar
 import os
 import signal
 
+LINKS = ("link.noted", "link.made", "link.marked", "link.up", "link.opened")
+
 # Every place there is, so that a test can enumerate them. `child.*` stand right behind the start of a child;
 # `child.vmm` and `child.helper` are the keeper's.
 PLACES = (
@@ -20,6 +22,7 @@ PLACES = (
     "start.run_dir",
     "start.hooks",
     "start.mounted",
+    *LINKS,
     "start.files",
     "start.ledger",
     "start.cgroups",

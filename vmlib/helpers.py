@@ -1,4 +1,4 @@
-"""The helper processes of a machine as the keeper gets them: virtiofsd for each share, swtpm for a TPM."""
+"""The helper processes of a machine as the keeper gets them: virtiofsd for shares, swtpm for a TPM, passt for links."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,19 @@ from vmlib import cpuset, probe
 from vmlib.cgroup import MachineGroups
 from vmlib.errors import HostError
 from vmlib.keeper.plan import HelperPlan
+from vmlib.net.passt import passt_argv, resolvers_in
 from vmlib.paths import RunPaths
 from vmlib.probe import Program
-from vmlib.resources import Credentials, Resources, ShareAttachment, TpmAttachment
+from vmlib.resources import Credentials, Resources, ShareAttachment, StreamNic, TpmAttachment
 
 # What a virtiofsd is for: files of any owner. Not CAP_MKNOD (27): a device that a guest made in a directory which other
 # tasks share would be theirs to open.
 _FILE_CAPABILITIES = (0, 1, 3, 4, 6, 7, 31)  # CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP
 # What it needs for shutting itself in, and gives up then: SETPCAP SYS_CHROOT SYS_ADMIN SYS_RESOURCE.
 _SANDBOX_CAPABILITIES = (8, 18, 21, 24)
+_BIND_CAPABILITIES = (10,)  # NET_BIND_SERVICE, for ports below 1024
+_NOBODY = 65534
+_RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 # QEMU 5 to 7 brought one of its own and of its own version; what is developed since has begun with 1.
 _FIRST_VERSION_IN_C = 5
 
@@ -33,6 +37,13 @@ def plans(res: Resources, run: RunPaths, groups: MachineGroups) -> list[HelperPl
         if swtpm.why_not:
             raise HostError(f"tpm = true: {swtpm.why_not}", hint=probe.SWTPM_CURE)
         made.append(tpm_helper(res.tpm, swtpm.path, res.credentials, groups))
+    routed = [nic for nic in res.nics if isinstance(nic, StreamNic)]
+    if routed:
+        passt = probe.passt_program()
+        if passt.why_not:  # it was there a moment ago
+            raise HostError(f"network {routed[0].network!r}: {passt.why_not}", hint=probe.PASST_CURE)
+        resolvers = resolvers_in(*map(_read, _RESOLV_CONF))
+        made += [router_helper(nic, passt.path, res.credentials, groups, resolvers=resolvers) for nic in routed]
     return made
 
 
@@ -91,6 +102,34 @@ def tpm_helper(tpm: TpmAttachment, swtpm: str, credentials: Credentials, groups:
         cgroups=_cgroups(groups),
         seat=_seat(groups),
     )
+
+
+def router_helper(
+    nic: StreamNic, passt: str, credentials: Credentials, groups: MachineGroups, *, resolvers: tuple[str, ...]
+) -> HelperPlan:
+    """A passt as the VMM's user, whose guests do not reach the host's loopback."""
+    low = any(forward.host_port < 1024 for forward in nic.forwards)
+    return HelperPlan(
+        name=nic.name,
+        what=f"passt of network {nic.network}",
+        argv=passt_argv(passt, nic, resolvers=resolvers),
+        loss="connections through it were cut",
+        calls=nic.name,
+        tells_ready=True,
+        netns=nic.netns,
+        uid=credentials.uid or _NOBODY,  # as root it would not run
+        gid=credentials.gid if credentials.uid else _NOBODY,
+        capabilities=list(_BIND_CAPABILITIES) if low else [],
+        cgroups=_cgroups(groups),
+        seat=_seat(groups),
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _cgroups(groups: MachineGroups) -> list[str]:

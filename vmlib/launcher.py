@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+_CAPABILITY_VERSION_3 = 0x20080522
 
 _CLONE_NEWNS = 0x00020000
+_CLONE_NEWNET = 0x40000000
 _MS_REC = 0x4000
 _MS_SLAVE = 1 << 19
 _SYS_OPEN_TREE = 428
@@ -37,8 +42,8 @@ _MOUNT_ATTR_NODEV = 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
+def _prctl(option: int, value: int, more: int = 0) -> None:
+    if _libc.prctl(option, value, more, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), f"prctl {option}")
 
@@ -93,6 +98,18 @@ def mount_for_ourselves(directory: int, at: str, *, readonly: bool) -> None:
     os.close(tree)
 
 
+def enter_network(path: str) -> None:
+    """Enter the network namespace of that file. Only its root may, so this comes before privileges are dropped."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(fd, _CLONE_NEWNET) != 0:
+            code = ctypes.get_errno()
+            reason = "is no network namespace" if code == errno.EINVAL else os.strerror(code)
+            raise OSError(code, reason, path)
+    finally:
+        os.close(fd)
+
+
 def substitute(argv: list[str], fds: dict[str, int]) -> list[str]:
     """Replace `{fd:NAME}` by the number of the descriptor of that name."""
     return [re.sub(r"\{fd:([a-z0-9_.-]+)\}", lambda m: str(fds[m[1]]), word) for word in argv]
@@ -116,8 +133,25 @@ def _drop_privileges(uid: int, gid: int, groups: list[int], kept: list[int]) -> 
                 _prctl(_PR_CAPBSET_DROP, cap)
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
+        if uid != 0 and kept:
+            _prctl(_PR_SET_KEEPCAPS, 1)
         os.setresuid(uid, uid, uid)
+        if uid != 0 and kept:
+            _keep_over_exec(kept)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _keep_over_exec(kept: list[int]) -> None:
+    """Of a process that is no longer root an exec leaves only what is in the ambient set."""
+    mask = sum(1 << cap for cap in kept)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    data = (ctypes.c_uint32 * 6)(low, low, low, high, high, high)  # effective, permitted, inheritable, twice 32 bits
+    if _libc.capset(header, data) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "capset")
+    for cap in kept:
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, cap)
 
 
 def launch(spec: dict[str, Any], parent: int) -> None:
@@ -129,6 +163,8 @@ def launch(spec: dict[str, Any], parent: int) -> None:
     _save_identity(Path(spec["identity"]))
     for group in spec["cgroups"]:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
+    if netns := spec.get("netns"):
+        enter_network(netns)
     if mount := spec.get("mount"):
         mount_for_ourselves(spec["fds"][mount["directory"]], mount["at"], readonly=mount["readonly"])
     Path("/proc/self/oom_score_adj").write_text("0")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmlib import cgroup, failpoint, files, helpers, hugepages, memory, postflight, process
-from vmlib.cores.service import Assigned, Cores
+from vmlib.cores.service import Assigned, Cores, Notice
 from vmlib.cores.words import Entry
 from vmlib.disk import nfs
 from vmlib.disk.cache import ImageCache
@@ -25,9 +25,10 @@ from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
 from vmlib.keeper import client as keeper
 from vmlib.keeper.plan import HelperPlan, KeeperPlan, reboot_timeout_s
+from vmlib.net.stray import Marked, marked_links
 from vmlib.net.user import explain_forward_failure
 from vmlib.paths import Layout, MachinePaths, RunPaths
-from vmlib.preflight import Preflight, firmware_of, make_private
+from vmlib.preflight import Preflight, firmware_of, make_private, nic_record
 from vmlib.record import MachineRecord, Mark, load_machine, load_mark
 from vmlib.running import Machine, take_back
 from vmlib.settings import HostSettings
@@ -121,7 +122,10 @@ class Machines:
             spec = self._preflight.mounted(spec, run, journal)
             failpoint.hit("start.mounted")
             who = self._preflight.credentials(hypervisor, paths, run, journal)
-            res, told = self._preflight.resources(spec, given, paths, run, who, ours, journal)
+            plugged = self._preflight.plugged(spec, hypervisor, run, ours, journal)
+            spec = replace(spec, nics=tuple(one.spec for one in plugged))
+            nics = tuple(one.nic for one in plugged)
+            res, told = self._preflight.resources(spec, given, nics, paths, run, who, ours, journal)
             res = replace(res, firmware=firmware_of(spec, hypervisor, paths, ours))
             failpoint.hit("start.files")
             journal.note("cores.free", machine_id=spec.id)
@@ -166,6 +170,7 @@ class Machines:
                 vmm_pid=vmm_identity.pid,
                 vmm_start_time=vmm_identity.start_time,
                 placement=assigned.placement,
+                nics=tuple(nic_record(one) for one in plugged),
                 alive_while=str(spec.alive_while or ""),
             )
             record.save(paths.record)
@@ -177,7 +182,8 @@ class Machines:
                 raise
             failpoint.hit("start.committed")
         machine = self._machine(record, paths)
-        machine.notices = (*assigned.notices, *told)
+        odd = [Notice(spec.id, "link down", one.notice) for one in plugged if one.notice]
+        machine.notices = (*assigned.notices, *told, *odd)
         return machine
 
     def _groups(
@@ -200,7 +206,7 @@ class Machines:
 
     def _explained(self, exc: HypervisorError, spec: MachineSpec) -> VmError:
         for nic in spec.nics:
-            if (sentence_ := explain_forward_failure(exc.log_tail, nic.link)) is not None:
+            if (sentence_ := explain_forward_failure(f"{exc}\n{exc.log_tail}", nic.link)) is not None:
                 return NoCapacityError(sentence_)
         if (sentence_ := explain_lock(exc.log_tail, spec.mounts)) is not None:
             return NoCapacityError(sentence_)
@@ -249,6 +255,16 @@ class Machines:
         """Every machine's directory, also of those that never came to run."""
         found = (load_mark(path) for path in self._layout.machines.glob("*/*/mark.json"))
         return [mark for mark in found if mark is not None]
+
+    def stray_links(self, owner: str) -> list[Marked]:
+        """Links of that owner's machines here whose run directory is gone and which no journal names."""
+        gone = [
+            link
+            for link in marked_links()
+            if link.owner == owner and link.run_dir.parent == self._layout.runs and not link.run_dir.exists()
+        ]
+        journals = [path.read_text() for path in self._layout.machines.glob("*/*/journal")] if gone else []
+        return [link for link in gone if not any(link.name in words for words in journals)]
 
     def remove(self, name: str) -> None:
         """End what runs in a machine's directory and remove it, disks and all. Raises HostError."""
@@ -313,6 +329,7 @@ def _keeper_plan(
         uid=plan.credentials.uid,
         gid=plan.credentials.gid,
         groups=list(plan.credentials.groups),
+        netns=plan.netns,
         helpers=helper_plans,
         cgroups=[str(path) for path in groups.vmm],
         keeper_cgroups=[str(path) for path in groups.keeper],

@@ -165,6 +165,11 @@ class RunPaths:
         return self.root / "confinement"
 
     @property
+    def links(self) -> Path:
+        """What was learned about its links since."""
+        return self.root / "links.json"
+
+    @property
     def exit_record(self) -> Path:
         """The end of this start, when its disk had no room for it."""
         return self.root / "exit.json"

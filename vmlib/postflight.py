@@ -13,6 +13,7 @@ from vmlib.disk import nfs
 from vmlib.disk.persistent import Holder, PersistentDisks
 from vmlib.errors import HostError
 from vmlib.journal import Journal
+from vmlib.net.stray import remove_link
 from vmlib.paths import Layout, MachinePaths, RunPaths
 
 _KEEPER_S = 5.0  # for a keeper to write down the end of a VMM that was killed
@@ -54,6 +55,7 @@ def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
         "uid.free": free_uid,
         "hook.postflight": hook_postflight,
         "nfs.unmount": unmount,
+        "link.remove": lambda name, mac, mark: remove_link(name, mac=mac, mark=mark),
         "disk.release": lambda directory, machine_id: persistent_disks(layout).release(Path(directory), machine_id),
         "cgroup.remove": lambda path: _remove_cgroup(Path(path)),
         "cores.free": lambda machine_id: cores.free(layout, machine_id),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from vmlib import credentials, far, files, helpers, hook_run, postflight, process
+from vmlib import credentials, far, files, helpers, hook_run, postflight, probe, process
 from vmlib.cores.service import Notice
 from vmlib.disk import nfs
 from vmlib.disk.cache import ImageCache
@@ -24,9 +24,22 @@ from vmlib.disk.stage import stage_boot
 from vmlib.disk.volume import prepare_mounts
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.journal import Journal
+from vmlib.net.making import MAX_QUEUE_PAIRS, Making, Plugged
+from vmlib.net.names import link_mark
 from vmlib.net.plug import plug
 from vmlib.paths import MachinePaths, RunPaths
-from vmlib.resources import Credentials, DiskAttachment, FirmwareFiles, OpenFile, Resources, ShareAttachment
+from vmlib.record import NicRecord
+from vmlib.resources import (
+    Credentials,
+    DiskAttachment,
+    FirmwareFiles,
+    Nic,
+    OpenFile,
+    Resources,
+    ShareAttachment,
+    StreamNic,
+    UserNic,
+)
 from vmlib.settings import HostSettings
 from vmlib.spec import FileRef, MachineSpec
 
@@ -92,6 +105,22 @@ class Preflight:
             nfs.mount(export, roots[export.name])
         return nfs.with_roots(spec, roots)
 
+    def plugged(
+        self, spec: MachineSpec, hypervisor: Hypervisor, run: RunPaths, ours: ExitStack, journal: Journal
+    ) -> tuple[Plugged, ...]:
+        """Make the links. Open files go to `ours` one by one: a later step may raise."""
+        mark = link_mark(spec.owner, run.root)
+        making = Making(
+            machine_id=spec.id,
+            mark=mark,
+            queue_pairs=min(spec.vcpus, MAX_QUEUE_PAIRS),
+            vhost=hypervisor.capabilities.vhost_net and hypervisor.accel == "kvm",
+            passt=not probe.passt_program().why_not,
+            note=lambda name, mac: journal.note("link.remove", name=name, mac=mac, mark=mark),
+            keep=lambda file: _keep(ours, file),
+        )
+        return tuple(plug(nic, index, making) for index, nic in enumerate(spec.nics))
+
     def credentials(self, hypervisor: Hypervisor, paths: MachinePaths, run: RunPaths, journal: Journal) -> Credentials:
         if self._settings.vm_uids is not None:
             with files.locked(self._layout.uids_lock):
@@ -114,6 +143,7 @@ class Preflight:
         self,
         spec: MachineSpec,
         given: tuple[DiskAttachment, ...],
+        nics: tuple[Nic, ...],
         paths: MachinePaths,
         run: RunPaths,
         who: Credentials,
@@ -124,7 +154,7 @@ class Preflight:
 
         def keep(file: OpenFile | None) -> None:
             if file is not None:
-                ours.callback(far.close if file.remote else os.close, file.fd)
+                _keep(ours, file)
 
         disks: list[DiskAttachment] = []
         told: list[Notice] = []
@@ -170,7 +200,6 @@ class Preflight:
             boot = stage_boot(spec.boot, paths.boot_dir, owner_uid=who.uid, owner_gid=who.gid)
             keep(boot.kernel)
             keep(boot.initrd)
-        nics = tuple(plug(nic, index) for index, nic in enumerate(spec.nics))
         made = Resources(
             run_dir=run.root,
             credentials=who,
@@ -198,6 +227,21 @@ def firmware_of(
         if file is not None:
             ours.callback(os.close, file.fd)
     return files_
+
+
+def nic_record(one: Plugged) -> NicRecord:
+    return NicRecord(
+        network=one.spec.network,
+        mac=one.spec.mac,
+        addresses=one.spec.addresses,
+        link=one.link,
+        ifindex=one.ifindex,
+        router="passt" if isinstance(one.nic, StreamNic) else "qemu" if isinstance(one.nic, UserNic) else "",
+    )
+
+
+def _keep(ours: ExitStack, file: OpenFile) -> None:
+    ours.callback(far.close if file.remote else os.close, file.fd)
 
 
 def make_private(path: Path) -> None:

@@ -95,14 +95,19 @@ class UserNic:
     name: str  # "net0"
     mac: str
     forwards: tuple[Forward, ...] = ()
+    netns: str = ""  # the network namespace in which the router runs; "" = ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamNic:
-    """A user-mode link whose router is a helper: Ethernet frames go over the socket `name`, connected to it."""
+    """A user-mode link whose router is a helper. It calls the VMM at the listening socket `name` and talks frames."""
 
     name: str
     mac: str
+    network: str = ""  # the operator's name of it, for people
+    forwards: tuple[Forward, ...] = ()
+    netns: str = ""
+    dns: tuple[str, ...] = ()  # resolvers that it is to give the guest; none: the host's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +118,7 @@ class TapNic:
     mac: str
     queues: tuple[OpenFile, ...]
     vhost: tuple[OpenFile, ...] = ()  # as many, of the kernel's vhost-net; none: the VMM moves the frames itself
+    mtu: int = 0  # of the link, which the guest is told; 0 = nobody knows
 
 
 Nic = UserNic | StreamNic | TapNic

@@ -19,6 +19,7 @@ from vmlib.keeper import client as keeper
 from vmlib.keeper import oom
 from vmlib.keeper.verdict import Evidence, Verdict, judge
 from vmlib.ladder import Rung, ladder, sentence
+from vmlib.net import known
 from vmlib.paths import Layout, MachinePaths, RunPaths
 from vmlib.process import Identity
 from vmlib.record import ExitRecord, MachineRecord, load_exit, load_machine
@@ -26,6 +27,17 @@ from vmlib.record import ExitRecord, MachineRecord, load_exit, load_machine
 log = logging.getLogger(__name__)
 
 _TELL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicView:
+    """One interface, for people."""
+
+    network: str
+    mac: str
+    link: str
+    addresses: tuple[str, ...]  # without the length of the prefix; those that count on the link only are last
+    lost: str  # why no frame passes; "" = all is well, or nobody looks
 
 
 @dataclass(slots=True)
@@ -107,6 +119,20 @@ class Machine:
 
     def _kept(self) -> bool:
         return process.alive(self._keeper_identity())
+
+    def nics(self) -> tuple[NicView, ...]:
+        """Its interfaces, with the addresses that were learned since its start."""
+        learned = known.load(self.run.links)
+        return tuple(
+            NicView(
+                network=nic.network,
+                mac=nic.mac,
+                link=nic.link,
+                addresses=learned.of(nic),
+                lost=learned.lost.get(nic.link, ""),
+            )
+            for nic in self.record.nics
+        )
 
     def status(self) -> str:
         """The VMM's word for the guest's state: `running`, `paused`, …"""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vmlib.errors import VmError
 from vmlib.machine import Machines
+from vmlib.net.stray import remove_link
 from vmlib.record import Mark
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,11 @@ class Sweeper:
     orphan_grace_s: float
     dry_run: bool = False
     _gone_since: dict[str, float] = field(default_factory=dict)
+    _stray_since: dict[str, float] = field(default_factory=dict)
 
     def sweep(self, now_s: float) -> list[str]:
-        """One look, `now_s` on the monotonic clock. Returns the names of what was removed (or would have been)."""
+        """One look, `now_s` on the monotonic clock. Returns the names of what was removed (or would have been),
+        links last."""
         removed = []
         for mark in self.machines.marks():
             if mark.owner != self.owner or not self._unwanted(mark):
@@ -38,6 +41,26 @@ class Sweeper:
                 continue
             removed.append(mark.name)
             self._remove(mark)
+        return removed + self._links(now_s)
+
+    def _links(self, now_s: float) -> list[str]:
+        """Links of our machines that nobody's start knows any more; they have the time of an orphan."""
+        stray = {link.name: link for link in self.machines.stray_links(self.owner)}
+        self._stray_since = {name: self._stray_since.get(name, now_s) for name in stray}
+        removed = []
+        for name, since in self._stray_since.items():
+            if now_s - since < self.orphan_grace_s:
+                continue
+            removed.append(name)
+            if self.dry_run:
+                log.info("would remove link=%s: %s is gone", name, stray[name].run_dir)
+                continue
+            try:
+                remove_link(name, mac="", mark=stray[name].mark)
+            except (VmError, OSError) as exc:
+                log.warning("link not removed link=%s: %s", name, exc)
+            else:
+                log.info("link removed link=%s: %s is gone", name, stray[name].run_dir)
         return removed
 
     def _unwanted(self, mark: Mark) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from driver.cli.common import add_common, find_machine, load_config, print_json, print_pairs, state_of
 from vmlib.cores.cpulist import format_cpus
 from vmlib.errors import HypervisorError
-from vmlib.running import Machine
+from vmlib.running import Machine, NicView
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(machine: Machine) -> dict[str, Any]:
-    """The keys are a contract. Disks and nics come with their issues."""
-    record = machine.record
+    """The keys are a contract. Disks come with their issue."""
+    record, nics = machine.record, machine.nics()
     facts: dict[str, Any] = {
         "id": record.id,
         "task": record.name,
@@ -40,11 +40,17 @@ def describe(machine: Machine) -> dict[str, Any]:
         **_cores(machine),
         "memory_mib": record.memory_mib,
         "vcpus": _vcpus(machine),
-        "addresses": [address for nic in record.nics for address in nic.addresses],
+        "addresses": [address for nic in nics for address in nic.addresses],
+        "nics": [_nic(nic) for nic in nics],
     }
     if (ended := machine.exit_record()) is not None:
         facts["exit"] = {"code": ended.exit_code, "signal": ended.signal, "message": ended.message}
     return facts
+
+
+def _nic(nic: NicView) -> dict[str, Any]:
+    shown = {"network": nic.network, "mac": nic.mac, "link": nic.link, "addresses": list(nic.addresses)}
+    return {**shown, **({"lost": nic.lost} if nic.lost else {})}
 
 
 def _cores(machine: Machine) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tests.bench import (
     executor,
     exits,
     full_node,
+    links,
     measure,
     migrations,
     placement,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Line]]] = {
     "reflink": disks.run_reflink,
     "starts": disks.run_starts,
     "seed": disks.run_seed,
+    "links": links.run,
     "placement": placement.run,
     "migrations": migrations.run,
 }

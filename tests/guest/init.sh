@@ -43,6 +43,34 @@ read_seed() {
     words="$words $(sed -n 's/^#words //p' /seed/user-data)"
 }
 
+# What the seed's network-config (the one that chv makes: JSON, one value a line) has for the interface with that MAC.
+network_of_seed() {
+    awk -v mac="\"$1\"" '
+        $1 == "\"macaddress\":" { mine = $2 == mac }
+        !mine { next }
+        $1 ~ /^"[0-9a-f.:]+\/[0-9]+",?$/ { split($1, parts, "\""); print "address=" parts[2] }
+        $1 == "\"via\":" { split($2, parts, "\""); print "gateway=" parts[2] }
+    ' /seed/network-config 2>/dev/null
+}
+
+# By the seed, else by DHCP.
+set_up_nic() {
+    found=$(network_of_seed "$(cat "/sys/class/net/$1/address")")
+    if [ -z "$found" ]; then
+        udhcpc -q -n -f -t 5 -T 1 -A 1 -i "$1" -s /bin/on-lease >/dev/null 2>&1
+    else
+        ip link set "$1" up
+        for item in $found; do
+            case "$item" in
+            address=*) ip address add "${item#*=}" dev "$1" ;;
+            gateway=*:*) ip -6 route add default via "${item#*=}" dev "$1" ;;
+            gateway=*) ip route add default via "${item#*=}" dev "$1" ;;
+            esac
+        done
+    fi
+    echo "address $1 $(ip -4 -o address show dev "$1" | sed -n 's/.* inet \([0-9.]*\).*/\1/p')"
+}
+
 has_word() {
     case " $words " in *" $1 "*) return 0 ;; esac
     return 1
@@ -154,6 +182,21 @@ mount_share() {
     mount -t virtiofs "${1%:*}" "${1##*:}" 2>/dev/null && echo "mounted ${1%:*}" || echo "not mounted ${1%:*}"
 }
 
+# busybox has no UDP server; the kernel counts what comes to a port where nobody listens.
+count_udp() {
+    before=0
+    while :; do
+        now=$(awk '/^Udp: [0-9]/ { print $3 }' /proc/net/snmp)
+        [ "$now" = "$before" ] || echo "udp $now"
+        before=$now
+        usleep 200000
+    done
+}
+
+fetch() {
+    text=$(timeout 5 wget -q -O - "$1" 2>/dev/null) && echo "fetched $1 $text" || echo "not fetched $1"
+}
+
 # PATH:TEXT
 put() {
     echo "${1#*:}" 2>/dev/null >"${1%%:*}" && echo "put ${1%%:*}" || echo "not put ${1%%:*}"
@@ -201,8 +244,33 @@ read_variable() {
     echo "read variable" $(tail -c +5 "$variable" 2>/dev/null)
 }
 
+# NIC:ADDRESS/LENGTH, of either family
+add_address() {
+    ip address add "${1#*:}" dev "${1%%:*}" && echo "ip ${1%%:*} ${1#*:}"
+}
+
+# Until it answers: the other side may come up later.
+ping_until() {
+    case "$1" in *:*) family=-6 ;; *) family=-4 ;; esac
+    until ping "$family" -c 1 -W 1 "$1" >/dev/null 2>&1; do usleep 200000; done
+    echo "ping $1 ok"
+}
+
+# The address that a router's announcement gives the interface.
+say_ipv6() {
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        found=$(ip -6 -o address show dev "$1" scope global | sed -n 's/.* inet6 \([0-9a-f:]*\).*/\1/p' | head -n 1)
+        [ -n "$found" ] && break
+        sleep 1
+    done
+    echo "ipv6 $1 $found"
+}
+
 obey() {
     case "$1" in
+    ip=*) add_address "${1#*=}" ;;
+    ping=*) ping_until "${1#*=}" ;;
+    ipv6=*) say_ipv6 "${1#*=}" ;;
     write=*) write_disk "${1#*=}" ;;
     read=*) read_disk "${1#*=}" ;;
     mount=*) mount_share "${1#*=}" ;;
@@ -217,6 +285,8 @@ obey() {
     sleep=*) sleep "${1#*=}" ;;
     say=*) echo "say ${1#*=}" ;;
     http=*) serve "${1#*=}" ;;
+    udp) count_udp & ;;
+    fetch=*) fetch "${1#*=}" ;;
     tick) tick & ;;
     # An asynchronous command has /dev/null as its input unless told otherwise.
     echo) echo_lines </dev/console & ;;
@@ -259,8 +329,7 @@ for disk in /sys/block/vd*; do
 done
 ip link set lo up
 for nic in /sys/class/net/eth*; do
-    [ -e "$nic" ] && udhcpc -q -n -f -t 5 -T 1 -A 1 -i "${nic##*/}" -s /bin/on-lease >/dev/null 2>&1
-    [ -e "$nic" ] && echo "address ${nic##*/} $(ip -4 -o address show dev "${nic##*/}" | sed -n 's/.* inet \([0-9.]*\).*/\1/p')"
+    [ -e "$nic" ] && set_up_nic "${nic##*/}"
 done
 
 delay=0

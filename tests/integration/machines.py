@@ -29,7 +29,22 @@ from vmlib.process import Identity
 from vmlib.record import ExitRecord
 from vmlib.running import Machine
 from vmlib.settings import HostSettings
-from vmlib.spec import CoresSpec, DirectBoot, DiskKey, DiskSpec, FileRef, MachineSpec, MountSpec, RootDisk
+from vmlib.spec import (
+    BridgeLink,
+    CoresSpec,
+    DirectBoot,
+    DiskKey,
+    DiskSpec,
+    FileRef,
+    Link,
+    MachineSpec,
+    MacvtapLink,
+    MountSpec,
+    NetnsLink,
+    NicSpec,
+    RootDisk,
+    UserLink,
+)
 
 CHECKOUT = Path(__file__).parent.parent.parent
 READY = "chv test guest: ready"
@@ -276,6 +291,8 @@ class Host:
             "persistent": bool(spec.disks),
             "hooks": self.hooks,
             "labels": dict(spec.labels),
+            "alive_while": str(spec.alive_while or ""),
+            "nics": [_nic_words(nic) for nic in spec.nics],
             "shared": [str(mount.source) for mount in spec.mounts],
         }
         return subprocess.Popen(
@@ -286,6 +303,28 @@ class Host:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+
+def _nic_words(nic: NicSpec) -> tuple[str, str, str]:
+    match nic.link:
+        case MacvtapLink(parent=parent):
+            return "macvtap", parent, nic.mac
+        case BridgeLink(bridge=bridge):
+            return "bridge", bridge, nic.mac
+        case NetnsLink(netns=netns):
+            return "netns", str(netns), nic.mac
+        case UserLink():
+            return "user", "", nic.mac
+
+
+def _nic_of(kind: str, where: str, mac: str) -> NicSpec:
+    links: dict[str, Callable[[], Link]] = {
+        "macvtap": lambda: MacvtapLink(parent=where),
+        "bridge": lambda: BridgeLink(bridge=where),
+        "netns": lambda: NetnsLink(netns=Path(where)),
+        "user": UserLink,
+    }
+    return NicSpec(network="lan", link=links[kind](), mac=mac)
 
 
 def _kind(cmdline: str) -> str:
@@ -331,6 +370,8 @@ def main() -> None:
         cores=CoresSpec(exclusive=what["exclusive"]),
         disks=(DATA,) if what["persistent"] else (),
         labels=what["labels"],
+        alive_while=Path(what["alive_while"]) if what["alive_while"] else None,
+        nics=tuple(_nic_of(*words) for words in what["nics"]),
         mounts=tuple(MountSpec(source=Path(path), guest_path="/srv/data") for path in what["shared"]),
     )
     if what["do"] == "start":

@@ -197,7 +197,10 @@ async def test_refusals_as_the_alloc_shows_them(node: Node, golden: Callable[[st
     case("not built yet", config='balloon = true\n numa = "strict"\n disk {\n name = "data"\n size = "1GiB"\n }')
     case("not built yet, in two words", boot='image = "nfs://vms/a.raw"\n wait_for = "agent"')
     case("a hypervisor of later", config='hypervisor = "cloud-hypervisor"')
-    case("a group with a network of its own", change=with_namespace)
+    case("a group whose namespace is gone", change=with_namespace)
+    case("the network of a group that has none", config='network_interface {\n network = "alloc"\n }')
+    keys = 'network = "user0"\n address = ["192.0.2.0/24", "192.0.2.7"]\n gateway = "10.0.0.1"'
+    case("addresses that cannot be", config=f"network_interface {{\n {keys}\n }}")
     case("a network that the operator did not name", config='network_interface {\n network = "lan"\n }')
     case("an image outside image_paths", boot='image = "/etc/secret.raw"')
     case("an image by a link that leads out", boot=f'image = "{node.images}/out/passwd"\n image_format = "raw"')

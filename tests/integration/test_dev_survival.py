@@ -333,7 +333,8 @@ async def test_a_new_start_ends_what_an_old_one_left_when_nobody_destroyed_it(fa
 
 
 def test_every_failpoint_is_tested_here() -> None:
-    assert set(failpoint.PLACES) == {*SAME_ID, "child.vmm", "child.helper", "child.tool", "child.far", "child.adopt"}
+    others = {"child.vmm", "child.helper", "child.tool", "child.far", "child.adopt", *failpoint.LINKS}
+    assert set(failpoint.PLACES) == {*SAME_ID, *others}
 
 
 async def test_the_plugin_is_killed_while_the_guest_shuts_down(fake_node: Node) -> None:

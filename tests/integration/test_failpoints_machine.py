@@ -17,8 +17,8 @@ from vmlib.postflight import persistent_disks
 from vmlib.spec import CoresSpec, MachineSpec
 
 # `child.vmm` and `child.helper` are the keeper's, `child.adopt` lies on another way, and for `child.far` there has to
-# be a file server (tests/lab/test_nfs.py): each has a test of its own.
-OTHERS = ("child.vmm", "child.helper", "child.adopt", "child.far")
+# be a file server (tests/lab/test_nfs.py): each has a test of its own. `link.*` need a network (test_links.py).
+OTHERS = ("child.vmm", "child.helper", "child.adopt", "child.far", *failpoint.LINKS)
 STARTING = [place for place in failpoint.PLACES if place not in OTHERS]
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,13 @@ PACKAGES = (
     "util-linux",
     "zstd",
 )
+# From backports: the emulator beneath the node, because Debian 12's own loses interrupts of a CPU that runs a nested
+# guest, and a kernel for what Debian 12's does not have (Landlock that Cloud Hypervisor can use).
+EMULATOR_PACKAGES = ("qemu-system-x86", "qemu-system-data", "seabios")
 TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "depmod": "kmod"}
 # What the tests in the node import beside what the project itself needs.
 TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis")
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ROOT_SIZE_MIB = 4096
 PYTHON_SIZE_MIB = 1024
 
@@ -62,8 +66,10 @@ class Images:
     """What a node boots from. None of it is written to by a run."""
 
     kernel: Path
-    root: Path
+    later_kernel: Path  # of backports
+    root: Path  # with the modules of both
     python: Path
+    emulator: Path  # a tree with usr/bin and usr/share
 
 
 def missing_tools() -> list[str]:
@@ -79,10 +85,18 @@ def ensure(cache: Path) -> Images:
     with locked(directory / ".lock"):
         root = directory / f"root-{_hash(Path(__file__).read_bytes(), (HERE / 'init.sh').read_bytes())}"
         _once(root, _build_root)
+        emulator = directory / f"emulator-{_hash(Path(__file__).read_bytes())}"
+        _once(emulator, _build_emulator)
         version = (root / "python-version").read_text()
         python = directory / f"python-{_hash(version.encode(), '|'.join(_python_packages()).encode())}"
         _once(python, lambda target: _build_python(target, version))
-    return Images(kernel=root / "vmlinuz", root=root / "root.ext4", python=python / "python.ext4")
+    return Images(
+        kernel=root / "vmlinuz",
+        later_kernel=root / "vmlinuz-later",
+        root=root / "root.ext4",
+        python=python / "python.ext4",
+        emulator=emulator,
+    )
 
 
 def _hash(*parts: bytes) -> str:
@@ -133,16 +147,10 @@ def _build_root(target: Path) -> None:
         str(tree),
         *sources,
     )
-    _say(f"kernel {kernel}")
     # Unpacked, not installed: that would bring a maker of initramfs images, and the node needs none.
-    run("apt-get", "-o", "APT::Sandbox::User=root", "download", kernel, cwd=target.parent)
-    (package,) = target.parent.glob("linux-image-*.deb")
-    unpacked = target.parent / "kernel"
-    run("dpkg-deb", "-x", str(package), str(unpacked))
-    (vmlinuz,) = (unpacked / "boot").glob("vmlinuz-*")
-    shutil.copyfile(vmlinuz, target / "vmlinuz")
-    shutil.copytree(unpacked / "lib/modules", tree / "usr/lib/modules", symlinks=True)
-    run("depmod", "-b", str(tree), vmlinuz.name.removeprefix("vmlinuz-"))
+    _add_kernel(kernel, tree, target / "vmlinuz", target.parent / "kernel", options=())
+    backports = _backports(target.parent / "apt")
+    _add_kernel(_kernel_package(backports), tree, target / "vmlinuz-later", target.parent / "later", options=backports)
     shutil.copyfile(HERE / "init.sh", tree / "lab-init")
     (tree / "lab-init").chmod(0o755)
     for name in ("in", "python", "results", "checkout", "layer"):
@@ -155,8 +163,55 @@ def _build_root(target: Path) -> None:
     make_file_system(target / "root.ext4", tree, size_mib=ROOT_SIZE_MIB)
 
 
-def _kernel_package() -> str:
-    depends = run("apt-cache", "depends", KERNEL_PACKAGE, check=False)
+def _add_kernel(package: str, tree: Path, vmlinuz: Path, work: Path, *, options: Sequence[str]) -> None:
+    """Unpack a kernel package: the kernel to `vmlinuz`, its modules into `tree`."""
+    _say(f"kernel {package}")
+    unpacked = _unpacked((package,), work, options=options)
+    (found,) = (unpacked / "boot").glob("vmlinuz-*")
+    shutil.copyfile(found, vmlinuz)
+    shutil.copytree(unpacked / "lib/modules", tree / "usr/lib/modules", symlinks=True, dirs_exist_ok=True)
+    run("depmod", "-b", str(tree), found.name.removeprefix("vmlinuz-"))
+
+
+def _build_emulator(target: Path) -> None:
+    _say("an emulator of backports")
+    unpacked = _unpacked(EMULATOR_PACKAGES, target.parent, options=_backports(target.parent / "apt"))
+    (unpacked / "usr").rename(target / "usr")
+    program = target / "usr/bin/qemu-system-x86_64"
+    try:
+        subprocess.run([program, "--version"], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise ImageError(f"{EMULATOR_PACKAGES[0]} of backports does not run here: {exc}") from exc
+
+
+def _unpacked(packages: Sequence[str], work: Path, *, options: Sequence[str]) -> Path:
+    """A tree with the content of the packages, none of them installed."""
+    work.mkdir(exist_ok=True)
+    run("apt-get", *options, "-o", "APT::Sandbox::User=root", "download", *packages, cwd=work)
+    unpacked = work / "unpacked"
+    for package in sorted(work.glob("*.deb")):
+        run("dpkg-deb", "-x", str(package), str(unpacked))
+    return unpacked
+
+
+def _backports(directory: Path) -> tuple[str, ...]:
+    """Options with which apt knows backports and nothing else. What the host's apt knows stays as it is."""
+    codename, sources = apt_sources()
+    uri = next(uri for _, uri, release, _ in map(str.split, sources) if release == codename)
+    lists = directory / "lists"
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
+    listed = directory / "sources.list"
+    listed.write_text(f"deb [signed-by={KEYRING}] {uri} {codename}-backports main\n")
+    options = (
+        *("-o", f"Dir::Etc::sourcelist={listed}", "-o", "Dir::Etc::sourceparts=/dev/null"),
+        *("-o", f"Dir::State::lists={lists}", "-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache="),
+    )
+    run("apt-get", *options, "-o", "APT::Sandbox::User=root", "update")
+    return options
+
+
+def _kernel_package(options: Sequence[str] = ()) -> str:
+    depends = run("apt-cache", *options, "depends", KERNEL_PACKAGE, check=False)
     found = re.search(r"Depends: (linux-image-\S+)", depends)
     if found is None:
         raise ImageError(f"apt knows no package {KERNEL_PACKAGE}: run `apt-get update` on a Debian host")

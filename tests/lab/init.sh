@@ -4,7 +4,7 @@
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 
 drive() { # the block device that was given this serial number
-    for device in /sys/block/nvme*n1; do
+    for device in /sys/block/nvme[0-9]n1; do
         [ "$(tr -d ' ' <"$device/device/serial")" = "$1" ] && echo "/dev/${device##*/}"
     done
 }

@@ -70,10 +70,17 @@ class Round:
 
 
 def run(
-    command: str, *, cache: Path, files: Path, timeout_s: float = ROUND_S, tell: Callable[[str], None] = print
+    command: str,
+    *,
+    cache: Path,
+    files: Path,
+    timeout_s: float = ROUND_S,
+    later_kernel: bool = False,
+    tell: Callable[[str], None] = print,
 ) -> Round:
     """Boot a node, run the shell command `command` there, and unpack its results into `files`.
 
+    With `later_kernel` it is that of Debian's backports, not the one of the release.
     `tell` gets each line of the console as it comes. Raises RoundError when the node died, and ImageError or BuildError
     when there is nothing to boot.
     """
@@ -86,7 +93,7 @@ def run(
         results = work / "results.tar"
         with results.open("wb") as drive:
             drive.truncate(RESULTS_MIB << 20)
-        _boot(images, work, timeout_s, tell)
+        _boot(images, images.later_kernel if later_kernel else images.kernel, work, timeout_s, tell)
         rc = _unpack(results, files)
     return Round(rc=rc, files=files, took_s=time.monotonic() - started)
 
@@ -133,18 +140,22 @@ def _write_input(drive: Path, command: str, guest: Path) -> None:
 # the node
 
 
-def _boot(images: image.Images, work: Path, timeout_s: float, tell: Callable[[str], None]) -> None:
+def _boot(images: image.Images, booted: Path, work: Path, timeout_s: float, tell: Callable[[str], None]) -> None:
     user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
     if user is not None:
         for path in (work, work / "in.ext4", work / "results.tar"):
             os.chown(path, user.pw_uid, user.pw_gid)
     with contextlib.ExitStack() as stack:
         # The cache may lie where that user cannot go: what is opened here can be opened again by its descriptor.
-        kernel, root, python = (
-            stack.enter_context(path.open("rb")).fileno() for path in (images.kernel, images.root, images.python)
+        program = images.emulator / "usr/bin/qemu-system-x86_64"
+        kernel, root, python, emulator = (
+            stack.enter_context(path.open("rb")).fileno() for path in (booted, images.root, images.python, program)
         )
+        for part in ("qemu", "seabios"):  # its firmware, which it finds by name
+            shutil.copytree(images.emulator / "usr/share" / part, work / part, ignore_dangling_symlinks=True)
         argv = [
-            "qemu-system-x86_64",
+            program.name,
+            *("-L", str(work / "qemu"), "-L", str(work / "seabios")),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"),
             *TOPOLOGY,
             *("-kernel", f"/proc/self/fd/{kernel}", "-append", CMDLINE),
@@ -158,10 +169,11 @@ def _boot(images: image.Images, work: Path, timeout_s: float, tell: Callable[[st
         process = stack.enter_context(
             subprocess.Popen(
                 argv,
+                executable=f"/proc/self/fd/{emulator}",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=(kernel, root, python),
+                pass_fds=(kernel, root, python, emulator),
                 user=user and user.pw_uid,
                 group=user and user.pw_gid,
                 extra_groups=user and [],
@@ -250,6 +262,7 @@ def _unpack(archive: Path, files: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="run a command in the lab node; without one, just boot it")
     parser.add_argument("--results", type=Path, help="keep what the node leaves in /lab/results here")
+    parser.add_argument("--later-kernel", action="store_true", help="boot the kernel of backports")
     parser.add_argument("--timeout", type=float, default=ROUND_S, metavar="SECONDS")
     parser.add_argument("command", nargs="?", default="true")
     args = parser.parse_args()
@@ -261,6 +274,7 @@ def main() -> None:
                 cache=machine_setup.cache_dir(),
                 files=files,
                 timeout_s=args.timeout,
+                later_kernel=args.later_kernel,
                 tell=lambda line: print(line, flush=True),
             )
         except (RoundError, image.ImageError, build.BuildError) as exc:

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from driver.config import (
     CoresConfig,
     DiskConfig,
-    InterfaceConfig,
     PluginConfig,
     TaskConfig,
-    UserNetwork,
     decode_plugin_config,
     decode_task_config,
 )
+from driver.config_network import InterfaceConfig, UserNetwork
 from driver.decode import Complaints, decode
 from driver.schema import PLUGIN, TASK, Block, Key, Members, Value, walk
 from vmlib.errors import HostError, SpecError
@@ -264,14 +263,17 @@ USER_NET = {"mode": "user"}
         ({"image_paths": ["/i"] * 65}, f"image_paths = {str(['/i'] * 65)[:119]}…: 65 entries, expected at most 64"),
         (
             {"default_network": "u"},
-            "default_network = 'u': expected the name of a network block, of which there are none",
+            "default_network = 'u': expected \"alloc\" or the name of a network block, of which there are none",
         ),
         (
             {"default_network": "u", "network": {"w": USER_NET, "v": USER_NET}},
-            "default_network = 'u': expected the name of a network block, which are: v, w",
+            "default_network = 'u': expected \"alloc\" or the name of a network block, which are: v, w",
         ),
-        ({"network": {"u": {}}}, "network.u.mode = '': expected user"),
-        ({"network": {"u": {"mode": "vde", "parent": "eno1"}}}, "network.u.mode = 'vde': expected user"),
+        ({"network": {"u": {}}}, "network.u.mode = '': expected user, macvtap or bridge"),
+        (
+            {"network": {"u": {"mode": "vde", "parent": "eno1"}}},
+            "network.u.mode = 'vde': expected user, macvtap or bridge",
+        ),
         (
             {"network": {"u": {"mode": "user", "parent": "eno1"}}},
             "network.u.parent = 'eno1': belongs to a network with mode macvtap",
@@ -301,11 +303,11 @@ def test_all_complaints_about_the_plugin_block_come_at_once() -> None:
         "data_dir": "x",
         "vm_uids": "0-1",
         "cores": {"dedicated": "5-2", "tokens": True},
-        "network": {"lan": {"mode": "macvtap", "parent": "eno1"}},
+        "network": {"lan": {"mode": "macvtap"}},
         "nfs": {"vms": {"server": "10.0.0.5"}},
     }
     assert refused_plugin(config).splitlines() == [
-        f"network.lan.mode = 'macvtap': {NOT_BUILT}",
+        "network.lan.parent: expected the name of an interface of the host's, it is missing",
         "data_dir = 'x': expected an absolute path without \"..\"",
         "vm_uids = '0-1': expected a range of uids without 0, such as 200000-265535",
         "cores.dedicated = '5-2': expected ascending CPU numbers below 1048576, found '5-2'",
@@ -546,7 +548,7 @@ def nic(**keys: object) -> dict[str, object]:
         ),
         (
             KERNEL | {"network_interface": [{"mac": None}]},
-            "network_interface[0].network: expected the name of a network of the plugin block, it is missing",
+            'network_interface[0].network: expected "alloc" or a network of the plugin block, it is missing',
         ),
         *(
             (KERNEL | {"network_interface": [nic(mac=mac)]}, f"network_interface[0].mac = {mac!r}: {MAC}")
@@ -576,15 +578,14 @@ def test_all_complaints_about_a_task_come_at_once() -> None:
         "vcpus": 300,
         "hostname": "a_b",
         "disk": [{"name": "a"}, {"name": "B", "size": "1GiB", "rate_limit": "1MiB"}],
-        "network_interface": [nic(network="alloc", gateway="192.168.1.1", mac="x")],
+        "network_interface": [nic(gateway="192.168.1.1", mac="x", rate_limit="1MiB")],
         "share": ["local", "tmp", "local"],
     }
     assert refused_task(config).splitlines() == [
         "guest_os = 'macos': expected linux or windows",
         "numa = 'any': expected prefer, strict or spread",
         f"disk[1].rate_limit = '1MiB': {NOT_BUILT}",
-        f"network_interface[0].network = 'alloc': {NOT_BUILT}",
-        f"network_interface[0].gateway = '192.168.1.1': {NOT_BUILT}",
+        f"network_interface[0].rate_limit = '1MiB': {NOT_BUILT}",
         f"balloon = true: {NOT_BUILT}",
         f"hostname = 'a_b': {RFC1123}",
         "image_format: expected raw or qcow2, because the name 'x.img' does not say",
@@ -592,6 +593,7 @@ def test_all_complaints_about_a_task_come_at_once() -> None:
         "disk[0]: expected size (a new disk) or source (a file's content), both are missing",
         "disk[1].name = 'B': expected a lower case letter, then at most 15 of a-z 0-9 _ -",
         f"network_interface[0].mac = 'x': {MAC}",
+        "network_interface[0].gateway = '192.168.1.1': works with address only, which is missing",
         "share[1] = 'tmp': expected local, secrets or alloc",
         "share[2] = 'local': the same as share[0]",
     ]
@@ -634,16 +636,10 @@ def test_each_key_of_a_block_that_is_not_built_is_refused_by_name(path: str, val
     assert refused_task(IMAGE | {block: [good]}) == f"{block}[0].{key} = {value!r}: {NOT_BUILT}"
 
 
-@pytest.mark.parametrize(("path", "value"), [case for case in unbuilt(PLUGIN) if "network." not in case[0]])
+@pytest.mark.parametrize(("path", "value"), unbuilt(PLUGIN))
 def test_each_plugin_key_that_is_not_built_is_refused_by_name(path: str, value: object) -> None:
     shown = "true" if value is True else repr(value)
     assert refused_plugin(nested(path, value)) == f"{path} = {shown}: {NOT_BUILT}"
-
-
-@pytest.mark.parametrize("mode", ["macvtap", "bridge"])
-def test_networks_of_later_modes_are_refused_by_name(mode: str) -> None:
-    config = {"network": {"lan": {"mode": mode, "parent": "eno1", "bridge": "br0", "filter": True}}}
-    assert refused_plugin(config) == f"network.lan.mode = {mode!r}: {NOT_BUILT}"
 
 
 def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
@@ -652,10 +648,6 @@ def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
         "balloon",
         "disk.rate_limit",
         "hypervisor",
-        "network_interface.address",
-        "network_interface.dns",
-        "network_interface.gateway",
-        "network_interface.network",
         "network_interface.rate_limit",
         "vfio",
         "wait_for",
@@ -664,7 +656,6 @@ def test_the_list_of_what_is_not_built_is_the_one_of_this_version() -> None:
         "cloud_hypervisor.binary",
         "cloud_hypervisor.firmware",
         "hypervisor",
-        "network.mode",
         "vfio_allow",
     ]
 

@@ -3,6 +3,7 @@
 import email
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from vmlib.disk.seed import MAX_FILE_BYTES, cloud_config, load_user_data, seed_f
 from vmlib.disk.volume import prepare_mounts
 from vmlib.errors import SpecError
 from vmlib.resources import ShareAttachment
-from vmlib.spec import FileRef, MountSpec, NicSpec, SeedSpec, UserLink
+from vmlib.spec import FileRef, MacvtapLink, MountSpec, NetnsLink, NicSpec, SeedSpec, UserLink
 
 KEYS = ("ssh-ed25519 AAAA one@example", "ssh-ed25519 BBBB two@example")
 
@@ -33,19 +34,50 @@ def test_keys_are_metadata_so_that_user_data_cannot_replace_them() -> None:
     assert "vendor-data" not in files
 
 
-def test_generated_network_config_matches_by_quoted_lower_case_mac() -> None:
-    nics = [
+LAN = MacvtapLink(parent="eno1")
+NICS = {
+    "dhcp": [
         NicSpec(network="a", link=UserLink(), mac="52:54:00:AB:CD:EF"),
-        NicSpec(network="b", link=UserLink(), mac="52:54:00:12:34:56"),
-    ]
-    files = seed_files(SeedSpec(instance_id="i", hostname="h"), nics)
-    assert files["network-config"].decode() == (
-        '{\n "version": 2,\n "ethernets": {\n'
-        '  "net0": {\n   "match": {\n    "macaddress": "52:54:00:ab:cd:ef"\n   },\n'
-        '   "set-name": "net0",\n   "dhcp4": true\n  },\n'
-        '  "net1": {\n   "match": {\n    "macaddress": "52:54:00:12:34:56"\n   },\n'
-        '   "set-name": "net1",\n   "dhcp4": true\n  }\n }\n}\n'
-    )
+        NicSpec(network="b", link=LAN, mac="52:54:00:12:34:56", dns=("192.0.2.53",)),
+    ],
+    "static": [
+        NicSpec(
+            network="lan",
+            link=LAN,
+            mac="52:54:00:12:34:56",
+            addresses=("192.0.2.20/24", "2001:db8::20/64"),
+            gateways=("192.0.2.1", "fe80::1"),
+            dns=("192.0.2.53", "2001:db8::53"),
+            search=("example.org",),
+        ),
+        NicSpec(network="lan", link=LAN, mac="52:54:00:12:34:57", addresses=("198.51.100.7/31",)),
+    ],
+    "alloc-with-a-network-for-each-address": [
+        NicSpec(
+            network="alloc",
+            link=NetnsLink(netns=Path("/run/netns/x")),
+            mac="02:00:00:00:00:01",
+            addresses=("10.0.0.7/32",),
+            gateways=("169.254.1.1", "2001:db8:1::1"),
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("name", NICS)
+def test_each_interface_is_told_its_addresses_or_to_ask_for_them(name: str, golden: Callable[[str, str], None]) -> None:
+    files = seed_files(SeedSpec(instance_id="i", hostname="h"), NICS[name])
+    golden(f"seed/{name}.json", files["network-config"].decode())
+
+
+@pytest.mark.parametrize("name", NICS)
+def test_macs_are_quoted_and_default_routes_written_as_networks(name: str) -> None:
+    """Every cloud-init reads them so: YAML 1.1 has a number for a bare MAC, and old versions no `default`."""
+    config = json.loads(seed_files(SeedSpec(instance_id="i", hostname="h"), NICS[name])["network-config"])
+    for nic, (key, told) in zip(NICS[name], config["ethernets"].items(), strict=True):
+        assert told["match"] == {"macaddress": nic.mac.lower()}
+        assert told["set-name"] == key
+        assert [route["to"] for route in told.get("routes", ())] == ["0.0.0.0/0", "::/0"][: len(nic.gateways)]
 
 
 @pytest.mark.parametrize("given_config", [b"version: 1\nconfig: []\n", b"", b"\xff\x00 anything"])

@@ -3,12 +3,18 @@
 from driver import __version__
 from driver._pb import driver_pb2 as pb
 from driver.fingerprint import CoreFacts, NodeFacts, fingerprint
+from driver.network_health import NetworkFacts
 from driver.state import capabilities, fingerprint_response
 
 
 def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
     found = fingerprint(
-        NodeFacts(hypervisors=("qemu",), qemu_version="7.2.22", accel="tcg", networks=(("user0", "user"),))
+        NodeFacts(
+            hypervisors=("qemu",),
+            qemu_version="7.2.22",
+            accel="tcg",
+            networks=(NetworkFacts(name="user0", mode="user", router="passt"),),
+        )
     )
     assert found.health == "healthy"
     assert found.text == "Healthy"
@@ -19,6 +25,7 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
         "driver.chv.qemu.version": "7.2.22",
         "driver.chv.accel": "tcg",
         "driver.chv.network.user0": "user",
+        "driver.chv.network.user0.router": "passt",
     }
 
 

@@ -1,18 +1,19 @@
 """Helper processes on paper: their command lines, where they live, and when they are started again."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from vmlib.cgroup import MachineGroups
-from vmlib.helpers import share_helper, tpm_helper
+from vmlib.helpers import router_helper, share_helper, tpm_helper
 from vmlib.keeper.helpers import next_delay_s
 from vmlib.keeper.plan import HelperPlan, KeeperPlan
 from vmlib.paths import RunPaths
 from vmlib.probe import Program
-from vmlib.resources import Credentials, ShareAttachment, TpmAttachment
+from vmlib.resources import Credentials, Forward, ShareAttachment, StreamNic, TpmAttachment
 
 RUN = RunPaths(Path("/run/chv/m/x"))
 SHARE = ShareAttachment(name="fs0", tag="srv-data", guest_path="/srv/data", source=Path("/mnt/data"), readonly=True)
@@ -76,6 +77,33 @@ def test_swtpm_has_no_privilege_and_no_path_of_the_hosts() -> None:
         "dir=/proc/self/fd/{fd:state},mode=0600",
     ]
     assert (plan.uid, plan.gid, plan.capabilities) == (200000, 200001, [])
+
+
+NIC = StreamNic(
+    name="net1",
+    mac="52:54:00:12:34:56",
+    network="nat",
+    forwards=(
+        Forward(protocol="tcp", host_ip="10.0.0.9", host_port=8080, guest_port=80),
+        Forward(protocol="udp", host_ip="", host_port=1024, guest_port=53),
+    ),
+    netns="/run/netns/alloc",
+)
+
+
+def test_passt_is_as_the_vmms_user_in_the_links_namespace(golden: Callable[[str, str], None]) -> None:
+    plan = router_helper(
+        NIC, "/usr/bin/passt", Credentials(uid=200000, gid=200001, groups=(107,)), V2, resolvers=("192.0.2.53",)
+    )
+    golden("passt.txt", "\n".join(plan.argv) + "\n")
+    assert (plan.uid, plan.gid, plan.capabilities, plan.netns) == (200000, 200001, [], "/run/netns/alloc")
+    assert (plan.calls, plan.tells_ready) == ("net1", True)
+
+
+def test_passt_has_a_capability_for_low_ports_alone_and_is_never_root() -> None:
+    low = replace(NIC, forwards=(Forward(protocol="tcp", host_ip="", host_port=1023, guest_port=80),))
+    plan = router_helper(low, "/usr/bin/passt", Credentials(uid=0, gid=0), V2, resolvers=())
+    assert (plan.uid, plan.gid, plan.capabilities) == (65534, 65534, [10])
 
 
 def test_a_helper_has_the_memory_of_the_vmm_and_no_cpu_of_its_guest() -> None:

@@ -1,14 +1,20 @@
 """User-mode links: what is forwarded, what is refused, and how a port that is taken is told."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from vmlib.errors import SpecError
+from vmlib.net.making import Making
 from vmlib.net.plug import plug
 from vmlib.net.user import explain_forward_failure
-from vmlib.resources import Forward, UserNic
+from vmlib.resources import Forward, StreamNic, UserNic
 from vmlib.spec import NicSpec, PortForward, UserLink
 
 MAC = "52:54:00:12:34:56"
+# User-mode links make nothing of the host's.
+UNUSED = Making(machine_id="", mark="", queue_pairs=1, vhost=False, note=lambda *_: None, keep=lambda _: None)
 
 
 def forward(label: str = "http", host_ip: str = "", host_port: int = 8080, guest_port: int = 80) -> PortForward:
@@ -21,7 +27,7 @@ def nic(*forwards: PortForward, mac: str = MAC) -> NicSpec:
 
 def test_every_port_is_forwarded_for_tcp_and_udp() -> None:
     wanted = nic(forward(host_ip="127.0.0.1"), forward("dns", host_port=5353, guest_port=53), mac="52:54:00:AB:cd:ef")
-    assert plug(wanted, 1) == UserNic(
+    assert plug(wanted, 1, UNUSED).nic == UserNic(
         name="net1",
         mac="52:54:00:ab:cd:ef",
         forwards=(
@@ -33,9 +39,19 @@ def test_every_port_is_forwarded_for_tcp_and_udp() -> None:
     )
 
 
+def test_with_passt_a_helper_is_the_router(tmp_path: Path) -> None:
+    wanted = NicSpec(network="nat", link=UserLink(forwards=(forward(),), netns=tmp_path), mac=MAC)
+    by_passt, by_qemu = plug(wanted, 0, replace(UNUSED, passt=True)).nic, plug(wanted, 0, UNUSED).nic
+    assert isinstance(by_passt, StreamNic)
+    assert isinstance(by_qemu, UserNic)
+    assert by_passt.network == "nat"
+    for one in (by_passt, by_qemu):
+        assert (one.name, one.mac, one.netns, len(one.forwards)) == ("net0", MAC, str(tmp_path), 2)
+
+
 def test_one_host_port_on_two_addresses_and_one_guest_port_twice_are_fine() -> None:
     both = nic(forward("a", "10.0.0.1"), forward("b", "10.0.0.2"))
-    made = plug(both, 0)
+    made = plug(both, 0, UNUSED).nic
     assert isinstance(made, UserNic)
     assert len(made.forwards) == 4
 
@@ -70,7 +86,7 @@ def test_one_host_port_on_two_addresses_and_one_guest_port_twice_are_fine() -> N
 )
 def test_what_can_never_be_forwarded_is_refused(wanted: NicSpec, complaint: str) -> None:
     with pytest.raises(SpecError) as caught:
-        plug(wanted, 0)
+        plug(wanted, 0, UNUSED)
     assert str(caught.value) == complaint
 
 
@@ -83,6 +99,45 @@ def test_a_port_that_is_taken_is_told_by_its_label() -> None:
         "port 'http': tcp port 8080 of the host is not to be had:"
         " another process listens on it, or the address is not this host's"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("Failed to bind any port for '-t 8080:80', exiting", "port 'http': tcp port 8080 of the host is not"),
+        (
+            "Failed to bind any port for '-u 10.0.0.1/81:80', exiting",
+            "port 'a': udp port 10.0.0.1:81 of the host is not",
+        ),
+        # of a later version
+        (
+            "Failed to bind port 8080 (Address already in use) for option '-t 8080:80'",
+            "port 'http': tcp port 8080 of the host is not",
+        ),
+        ("Failed to bind any port for '-t 8081:80', exiting", None),
+        ("External interface not usable", None),
+    ],
+)
+def test_a_port_that_passt_cannot_have_is_told_by_its_label(words: str, told: str | None) -> None:
+    link = nic(forward(), forward("a", "10.0.0.1", 81)).link
+    said = explain_forward_failure(f"passt of network nat ended with status 1: {words}", link)
+    assert (said or "").startswith(told or "")
+    assert (said is None) == (told is None)
+
+
+def test_a_port_of_a_network_namespace_is_told_as_such() -> None:
+    link = UserLink(forwards=(forward(),), netns=Path("/run/netns/a"))
+    assert explain_forward_failure("Failed to bind any port for '-t 8080:80', exiting", link) == (
+        "port 'http': tcp port 8080 of the group's network is not to be had: another process listens on it, or the"
+        " address is not one of its"
+    )
+
+
+def test_qemu_has_no_privilege_for_low_ports_and_passt_is_the_cure() -> None:
+    told = explain_forward_failure(
+        "Could not set up host forwarding rule 'tcp::443-:80'", nic(forward(host_port=443)).link
+    )
+    assert (told or "").endswith("is not this host's, or QEMU may not have it: for a port below 1024 install passt")
 
 
 def test_the_right_one_of_several_ports_is_told() -> None:

@@ -21,6 +21,8 @@ from vmlib.resources import (
     OpenFile,
     Resources,
     ShareAttachment,
+    StreamNic,
+    TapNic,
     TpmAttachment,
     UserNic,
 )
@@ -46,6 +48,9 @@ SEED_DISK = DiskAttachment(name="seed", file=SEED, format="raw", readonly=True, 
 DATA_DISK = DiskAttachment(name="data", file=OpenFile(fd=17, path=Path("/data/data")), format="raw", serial="data")
 WINDOWS = replace(SPEC, guest_os="windows")
 NIC = UserNic(name="net0", mac="52:54:00:12:34:56")
+QUEUES = tuple(OpenFile(fd=20 + number, path=Path("/dev/chv0")) for number in range(4))
+VHOST = tuple(OpenFile(fd=30 + number, path=Path("/dev/chv0")) for number in range(4))
+TAP = TapNic(name="net0", mac="52:54:00:12:34:56", queues=QUEUES[:1])
 SHARE = ShareAttachment(name="fs0", tag="srv-data", guest_path="/srv/data", source=Path("/data"))
 TPM = TpmAttachment(name="tpm", state_dir=Path("/var/lib/chv/tpm"))
 EXPOSED = CoresSpec(exclusive=True, expose=True)
@@ -124,6 +129,20 @@ def value_of(launch: LaunchPlan, name: str) -> list[str]:
             ),
             "tcg",
         ),
+        ("tap", SPEC, replace(DIRECT, nics=(TAP,)), "tcg"),
+        (
+            "taps-vhost",
+            SPEC,
+            replace(
+                DIRECT,
+                nics=(
+                    replace(TAP, queues=QUEUES, vhost=VHOST, mtu=1450),
+                    replace(TAP, name="net1", mac="52:54:00:12:34:57", vhost=VHOST[:1]),
+                ),
+            ),
+            "kvm",
+        ),
+        ("stream", SPEC, replace(DIRECT, nics=(StreamNic(name="net0", mac="52:54:00:12:34:56"),)), "tcg"),
         ("kvm", SPEC, DIRECT, "kvm"),
         ("threads-exposed", replace(SPEC, vcpus=4, cores=EXPOSED), DIRECT, "kvm"),
         ("huge-pages", replace(SPEC, hugepages=True), DIRECT, "tcg"),
@@ -260,7 +279,7 @@ def with_boot(cmdline: str) -> Resources:
             replace(DIRECT, shares=(replace(SHARE, tag="t" * 37),)),
             "tag of the share at /srv/data: 37 bytes long, expected at most 36",
         ),
-        (SPEC, replace(DIRECT, nics=(NIC,) * 7), "7 network interfaces: expected at most 6"),
+        (SPEC, replace(DIRECT, nics=(NIC,) * 9), "9 network interfaces: expected at most 8"),
         (
             SPEC,
             replace(DIRECT, nics=(replace(NIC, mac="52:54:00:12:34:56,x=y"),)),
@@ -282,6 +301,19 @@ def test_what_qemu_would_misread_is_refused(spec: MachineSpec, res: Resources, m
     assert str(caught.value) == message
 
 
+def test_qemu_is_in_the_namespace_of_its_own_router_alone() -> None:
+    def where(*nics: UserNic | StreamNic) -> str:
+        return plan(SPEC, replace(DIRECT, nics=nics)).netns
+
+    inside = replace(NIC, netns="/run/netns/a")
+    by_passt = StreamNic(name="net1", mac="52:54:00:12:34:57", netns="/run/netns/a")
+    assert where(NIC) == where(by_passt) == where() == ""
+    assert where(inside) == where(inside, by_passt) == "/run/netns/a"
+    with pytest.raises(SpecError, match=r"^user networks in several network namespaces"):
+        where(inside, replace(NIC, name="net1", mac="52:54:00:12:34:57"))
+    assert plan(SPEC, replace(DIRECT, nics=(by_passt,))).listeners["net1"] == "net1"
+
+
 def test_a_host_address_that_cannot_be_forwarded_is_the_operators() -> None:
     forward = Forward(protocol="tcp", host_ip="fe80::1", host_port=25000, guest_port=80)
     with pytest.raises(HostError, match="forwards IPv4 only"):
@@ -290,11 +322,12 @@ def test_a_host_address_that_cannot_be_forwarded_is_the_operators() -> None:
 
 def test_limits_leave_room_on_the_bus() -> None:
     disks = tuple(replace(RAW_DISK, name=f"d{n}") for n in range(20))
-    nics = tuple(replace(NIC, mac=f"52:54:00:00:00:{n:02x}") for n in range(6))
+    nics = tuple(replace(NIC, mac=f"52:54:00:00:00:{n:02x}") for n in range(8))
     devices = value_of(plan(SPEC, replace(DIRECT, disks=disks, nics=nics)), "-device")
     slots = [word.rsplit("addr=", 1)[1] for word in devices if "addr=" in word]
-    assert len(slots) == len(set(slots)) == 29
-    assert max(int(slot, 16) for slot in slots) < 0x1F  # the south bridge's
+    places = [slot.split(",")[0] for slot in slots]
+    assert len(places) == len(set(places)) == 31
+    assert max(int(place.split(".")[0], 16) for place in places) < 0x1F  # the south bridge's
 
 
 def test_every_file_has_a_descriptor_set_of_its_own() -> None:

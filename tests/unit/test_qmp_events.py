@@ -30,6 +30,7 @@ def line(event: str, **data: object) -> bytes:
         (line("POWERDOWN"), MonitorEvent("power button")),
         (line("STOP"), MonitorEvent("paused")),
         (line("RESUME"), MonitorEvent("resumed")),
+        (line("NETDEV_STREAM_CONNECTED", **{"netdev-id": "net0"}), MonitorEvent("router")),
     ],
 )
 def test_an_event_is_told_in_our_words(sent: bytes, heard: MonitorEvent) -> None:

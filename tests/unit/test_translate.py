@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from driver._pb import driver_pb2 as pb
 from driver.config import (
     DiskConfig,
-    InterfaceConfig,
     PluginConfig,
     TaskConfig,
-    UserNetwork,
     decode_plugin_config,
     decode_task_config,
 )
+from driver.config_network import InterfaceConfig, UserNetwork
 from driver.decode import Complaints
-from driver.translate import default_hostname, derived_mac, lints, machine_name, machine_spec
+from driver.links import derived_mac
+from driver.translate import default_hostname, lints, machine_name, machine_spec
 from vmlib.cores.topology import Core, NumaNode, Topology
 from vmlib.errors import SpecError
 from vmlib.spec import (
@@ -80,6 +80,7 @@ def a_plugin(
     )
 
 
+A_NETWORK = 'expected "alloc" or a network of this node\'s plugin block'
 LABELS = {"namespace": "default", "job": "web", "group": "", "task": "vm", "alloc": ALLOC, "index": "0"}
 
 
@@ -388,12 +389,12 @@ def test_all_complaints_come_at_once() -> None:
     )
     lines = refused(options, a_plugin("u", "w"), resources=resources(memory_mb=8)).splitlines()
     assert lines == [
+        f"network_interface[0].network = 'lan': {A_NETWORK}, which are: u, w",
         "memory = 8: expected at least 16 MiB in resources",
         f"kernel = '/k': {WHERE}: /srv/images, /mnt/i",
         "initrd = '../i': expected a path without \"..\"",
         f"image = '/x/a.raw': {WHERE}: /srv/images, /mnt/i",
         f"user_data = '/u': {WHERE}: /srv/images, /mnt/i",
-        "network_interface[0].network = 'lan': expected a network of this node's plugin block, which are: u, w",
     ]
 
 
@@ -414,25 +415,7 @@ def test_without_an_interface_the_default_network_is_used_and_else_none() -> Non
 
 def test_a_network_that_the_operator_did_not_name_is_refused() -> None:
     options = TaskConfig(kernel="local/k", network_interfaces=(InterfaceConfig(network="lan"),))
-    assert refused(options) == (
-        "network_interface[0].network = 'lan': expected a network of this node's plugin block, of which there are none"
-    )
-
-
-ISOLATED = pb.NetworkIsolationSpec(mode=pb.NetworkIsolationSpec.GROUP, path="/var/run/netns/x")
-NO_NAMESPACE = (
-    "network: the group has a network namespace of its own, into which chv cannot plug a machine yet: leave `mode` out"
-    " of the group's network block, and plug the machine into a network of the plugin block"
-)
-
-
-def test_a_group_with_a_namespace_of_its_own_is_refused_when_the_machine_would_have_to_be_in_it() -> None:
-    ports = resources(pb.PortMapping(label="http", value=20001))
-    on_u = a_plugin("u", default_network="u")
-    assert refused(KERNEL, network_isolation_spec=ISOLATED) == NO_NAMESPACE
-    assert refused(KERNEL, on_u, network_isolation_spec=ISOLATED, resources=ports) == NO_NAMESPACE
-    assert len(spec_of(KERNEL, on_u, network_isolation_spec=ISOLATED).nics) == 1
-    assert spec_of(KERNEL, network_isolation_spec=pb.NetworkIsolationSpec()).nics == ()
+    assert refused(options) == f"network_interface[0].network = 'lan': {A_NETWORK}, of which there are none"
 
 
 @given(st.text(), st.text(), st.integers(0, 15))
@@ -589,12 +572,12 @@ def test_a_default_hostname_tells_job_and_task(job: str, task: str, name: str) -
 def test_ports_and_network_config_of_a_machine_without_a_link_are_linted() -> None:
     task = a_task(resources=resources(pb.PortMapping(label="http", value=1), pb.PortMapping(label="ssh", value=2)))
     options = TaskConfig(kernel="local/k", network_config="{}")
-    assert lints(task, options, a_plugin("u")) == [
+    assert lints(task, options, ()) == [
         "ports http, ssh lead nowhere: the machine has no network_interface",
         "network_config configures nothing: the machine has no network_interface",
     ]
-    assert lints(task, options, a_plugin("u", default_network="u")) == []
-    assert lints(a_task(), KERNEL, a_plugin()) == []
+    assert lints(task, options, [NicSpec(network="u", link=UserLink())]) == []
+    assert lints(a_task(), KERNEL, ()) == []
 
 
 def test_complaints_of_the_config_and_of_the_task_come_in_one_list() -> None:
@@ -689,11 +672,11 @@ def test_contradictions_are_named_with_both_sides(task: pb.TaskConfig, options: 
 
 def test_too_few_mhz_are_linted_at_level_driver_only() -> None:
     options = TaskConfig(kernel="local/k", vcpus=2)
-    assert lints(cores_task(mhz=500), options, a_plugin(), level="driver", mhz_floor=2600) == [
+    assert lints(cores_task(mhz=500), options, (), level="driver", mhz_floor=2600) == [
         (
             "cpu = 500: expected at least 2 × 2600 = 5200 MHz for 2 whole cores, Nomad may place more here than there"
             " are cores"
         )
     ]
-    assert lints(cores_task(mhz=5200), options, a_plugin(), level="driver", mhz_floor=2600) == []
-    assert lints(cores_task(mhz=500), options, a_plugin(), level="node", mhz_floor=2600) == []
+    assert lints(cores_task(mhz=5200), options, (), level="driver", mhz_floor=2600) == []
+    assert lints(cores_task(mhz=500), options, (), level="node", mhz_floor=2600) == []

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,12 +145,39 @@ def _network_config(nics: Sequence[NicSpec]) -> bytes:
                 f"net{index}": {
                     "match": {"macaddress": nic.mac.lower()},
                     "set-name": f"net{index}",
-                    "dhcp4": True,
+                    **_addressing(nic),
                 }
                 for index, nic in enumerate(nics)
             },
         }
     )
+
+
+def _addressing(nic: NicSpec) -> dict[str, object]:
+    """Addresses, routes and name servers of one interface, or that it has to ask for them."""
+    config: dict[str, object] = {}
+    if nic.addresses:
+        config["addresses"] = list(nic.addresses)
+        if nic.gateways:
+            config["routes"] = [_default_route(nic, ip_address(gateway)) for gateway in nic.gateways]
+    else:
+        config["dhcp4"] = True
+        # A router says whether there is DHCPv6. Asking for that without a router, as `dhcp6` does, can hold up a boot.
+        config["accept-ra"] = True
+    if nic.dns or nic.search:
+        servers = {"addresses": list(nic.dns)} if nic.dns else {}
+        search = {"search": list(nic.search)} if nic.search else {}
+        config["nameservers"] = servers | search
+    return config
+
+
+def _default_route(nic: NicSpec, gateway: IPv4Address | IPv6Address) -> dict[str, object]:
+    # Not `default`, which cloud-init takes for an address before 25.1.
+    route: dict[str, object] = {"to": "0.0.0.0/0" if gateway.version == 4 else "::/0", "via": str(gateway)}
+    near = gateway.version == 6 and gateway.is_link_local
+    if not near and not any(gateway in ip_interface(address).network for address in nic.addresses):
+        route["on-link"] = True  # as some networks of containers have it: every address a network of its own
+    return route
 
 
 def _vendor_data(parts: Sequence[tuple[str, bytes]]) -> bytes:

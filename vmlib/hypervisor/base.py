@@ -23,6 +23,7 @@ class Capabilities:
     uefi: bool
     shares: bool
     tpm: bool
+    vhost_net: bool = False  # it can leave the frames of a tap to the kernel, with KVM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class LaunchPlan:
     files: Mapping[str, int] = field(default_factory=dict)
     listeners: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    netns: str = ""  # the network namespace that the VMM runs in, where it is a router itself; "" = ours
     credentials: Credentials
     monitor: str = "events"  # listener on which the keeper hears the VMM's events
     channel: str = "channel"  # listener of the guest channel

@@ -11,13 +11,13 @@ from vmlib.hypervisor.options import inherited, plain
 from vmlib.hypervisor.overhead import fake_overhead_mib
 from vmlib.hypervisor.qemu import attach_qmp, fixed_environment
 from vmlib.hypervisor.qemu_argv import LISTENERS
-from vmlib.resources import Firmware, Resources
+from vmlib.resources import Firmware, Resources, TapNic
 from vmlib.spec import MachineSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fake:
-    """Plays the test guest and obeys its words on the kernel command line. Has no network and reads no disk."""
+    """Plays the test guest and obeys its words on the kernel command line. Holds its links and disks, and uses none."""
 
     python: str = sys.executable
     name: str = "fake"
@@ -28,9 +28,11 @@ class Fake:
     )
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
-        if res.nics:
-            raise SpecError("network_interface: the fake hypervisor has no network")
-        files = {}
+        files: dict[str, int] = {}
+        for nic in res.nics:
+            if not isinstance(nic, TapNic):
+                raise SpecError("network_interface: the fake hypervisor has no user-mode network")
+            files |= {f"{nic.name}.{index}": file.fd for index, file in enumerate(nic.queues)}
         if res.boot is not None:
             files["kernel"] = res.boot.kernel.fd
             if res.boot.initrd is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
 from vmlib.hypervisor.firmware import find_firmware
 from vmlib.hypervisor.overhead import qemu_overhead_mib
-from vmlib.hypervisor.qemu_argv import LISTENERS, command_line
+from vmlib.hypervisor.qemu_argv import LISTENERS, command_line, frame_listeners, router_namespace
 from vmlib.hypervisor.qmp import CALL_TIMEOUT_S, QmpVmm
 from vmlib.probe import QEMU_MIN_VERSION
 from vmlib.process import TOOL_ENVIRONMENT
@@ -29,7 +29,7 @@ class Qemu:
     io_uring: bool = False  # it can do the I/O of disks with that, and the kernel lets it
     root: Path = Path("/")  # of the host's filesystem
     capabilities: Capabilities = field(
-        default=Capabilities(user_nic=True, firmware_boot=True, uefi=True, shares=True, tpm=True)
+        default=Capabilities(user_nic=True, firmware_boot=True, uefi=True, shares=True, tpm=True, vhost_net=True)
     )
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
@@ -39,7 +39,8 @@ class Qemu:
             reason=reason,
             argv=command.argv,
             files=command.files,
-            listeners={name: name for name in LISTENERS},
+            listeners={name: name for name in (*LISTENERS, *frame_listeners(res.nics))},
+            netns=router_namespace(res.nics),
             environment=fixed_environment(res.run_dir),
             credentials=res.credentials,
             on_reboot=spec.on_reboot,

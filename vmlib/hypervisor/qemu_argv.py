@@ -33,11 +33,10 @@ HUGE_PAGE_MIB = 2
 _SHARES_SLOT = 0x01  # all of them in one slot, by function
 _FIRST_NIC_SLOT = 0x02
 _FIRST_DISK_SLOT = 0x08
-_RNG_SLOT = 0x1C
-_PORTS_SLOT = 0x1D
-_PANIC_SLOT = 0x1E
-_MAX_NICS = _FIRST_DISK_SLOT - _FIRST_NIC_SLOT
-_MAX_DISKS = _RNG_SLOT - _FIRST_DISK_SLOT
+_OWN_SLOT = 0x1C  # what every machine has, by function
+_NIC_SLOTS = (*range(_FIRST_NIC_SLOT, _FIRST_DISK_SLOT), 0x1D, 0x1E)
+_MAX_NICS = len(_NIC_SLOTS)
+_MAX_DISKS = _OWN_SLOT - _FIRST_DISK_SLOT
 _MAX_SHARES = 8
 
 _FIRST_FLASH_SET = 2 * _MAX_DISKS + 1  # after the descriptor sets of all disks and their backing images
@@ -182,8 +181,8 @@ def _machine_args(spec: MachineSpec, res: Resources, accel: Accel) -> list[str]:
         "-m", f"{spec.memory_mib}M",
         "-rtc", "base=localtime" if spec.guest_os == "windows" else "base=utc",  # what the guest takes it for
         "-object", "rng-builtin,id=rng0",
-        "-device", option("virtio-rng-pci", ("rng", "rng0"), _slot(_RNG_SLOT)),
-        "-device", option("pvpanic-pci", _slot(_PANIC_SLOT)),
+        "-device", option("virtio-rng-pci", ("rng", "rng0"), ("addr", f"{_OWN_SLOT:#04x}.0"), ("multifunction", "on")),
+        "-device", option("pvpanic-pci", ("addr", f"{_OWN_SLOT:#04x}.1")),
     ]  # fmt: skip
 
 
@@ -233,7 +232,7 @@ def _monitor_args() -> list[str]:
 
 def _channel_args() -> list[str]:
     return [
-        "-device", option("virtio-serial-pci", ("id", "ports"), _slot(_PORTS_SLOT)),
+        "-device", option("virtio-serial-pci", ("id", "ports"), ("addr", f"{_OWN_SLOT:#04x}.2")),
         "-chardev", _listener("channel"),
         "-device", option("virtserialport", ("bus", "ports.0"), ("chardev", "channel"), ("name", CHANNEL_NAME)),
     ]  # fmt: skip
@@ -386,16 +385,19 @@ def _nic_args(index: int, nic: Nic) -> list[str]:
         raise SpecError(f"mac = {nic.mac!r}: expected six pairs of lower case hex digits, as 52:54:00:12:34:56")
     netdev = f"net{index}"
     # Without an option ROM: the guest does not boot from the network.
-    pairs = [("netdev", netdev), ("mac", nic.mac), ("romfile", ""), _slot(_FIRST_NIC_SLOT + index)]
+    pairs = [("netdev", netdev), ("mac", nic.mac), ("romfile", ""), _slot(_NIC_SLOTS[index])]
     match nic:
         case UserNic():
             backend = option("user", ("id", netdev), *(("hostfwd", _host_forward(one)) for one in nic.forwards))
         case StreamNic():
+            # As the server it takes a new helper in when one has ended; a client of 7.2 would call but once.
             backend = option(
-                "stream", ("id", netdev), ("server", "off"), ("addr.type", "fd"), ("addr.str", inherited(nic.name))
+                "stream", ("id", netdev), ("server", "on"), ("addr.type", "fd"), ("addr.str", inherited(nic.name))
             )
         case _:
             backend = option("tap", ("id", netdev), *_queues(nic))
+            if nic.mtu:
+                pairs.append(("host_mtu", str(nic.mtu)))
             if len(nic.queues) > 1:
                 # An interrupt for each queue, one for its control queue and one for changes of its state.
                 pairs += [("mq", "on"), ("vectors", str(2 * len(nic.queues) + 2))]
@@ -421,6 +423,21 @@ def _nic_files(nics: Iterable[Nic]) -> Iterator[tuple[str, OpenFile]]:
                 yield f"{nic.name}.{index}", file
             for index, file in enumerate(nic.vhost):
                 yield f"{nic.name}.vhost.{index}", file
+
+
+def frame_listeners(nics: Iterable[Nic]) -> tuple[str, ...]:
+    """The sockets at which routers that are helpers call."""
+    return tuple(nic.name for nic in nics if isinstance(nic, StreamNic))
+
+
+def router_namespace(nics: Iterable[Nic]) -> str:
+    """Where QEMU itself has to run because its own router does: a process is in one network namespace."""
+    found = {nic.netns for nic in nics if isinstance(nic, UserNic)}
+    if len(found) > 1:
+        raise SpecError(
+            "user networks in several network namespaces: expected one, since QEMU itself is their router here"
+        )
+    return "".join(found)
 
 
 def _host_forward(forward: Forward) -> str:

@@ -10,7 +10,7 @@ from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.base import Hypervisor, Vmm
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.qemu import Qemu, attach_qmp
-from vmlib.spec import MachineSpec
+from vmlib.spec import MachineSpec, UserLink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ def choose(spec: MachineSpec, offer: Offer) -> tuple[Hypervisor, str]:
     for one in allowed:
         if one.hypervisor is None:
             why_not = one.why_not
-        elif spec.nics and not one.hypervisor.capabilities.user_nic:
+        elif any(isinstance(nic.link, UserLink) for nic in spec.nics) and not one.hypervisor.capabilities.user_nic:
             why_not = "has no user-mode network"
         elif spec.boot is None and not one.hypervisor.capabilities.firmware_boot:
             why_not = "cannot boot from a disk"

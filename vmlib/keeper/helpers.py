@@ -1,4 +1,4 @@
-"""The processes beside a VMM (virtiofsd, swtpm): started before it, started again when they end, ended after it.
+"""The processes beside a VMM (virtiofsd, swtpm, passt): started before it, started again when they end, ended after it.
 
 They share the VMM's memory cgroup: what a virtiofsd writes into the guest's RAM before the VMM has touched it is
 charged to virtiofsd's own group, and what a guest makes it hold (open files, page cache) must have a limit as well.
@@ -25,6 +25,7 @@ _FIRST_DELAY_S = 0.2
 _MAX_DELAY_S = 60.0
 _LONG_LIFE_S = 60.0  # whoever lived that long is no sign of a loop
 _END_S = 0.5
+_READY_S = 5.0  # of one that tells when it serves: it takes milliseconds, unless the host is very busy
 
 
 def next_delay_s(delay_s: float, lived_s: float) -> float:
@@ -72,12 +73,15 @@ class Helpers:
         self._settled = False
 
     def start(self) -> dict[str, socket.socket]:
-        """Start all, and return for each a socket that leads to it; the caller closes them. Raises SpawnError."""
+        """Start all, and return a socket that leads to each that does not call the VMM itself; the caller closes them.
+
+        Raises SpawnError.
+        """
         sockets: dict[str, socket.socket] = {}
         try:
             for helper in self._all:
                 self._start(helper)
-                if self._vmm_connects:
+                if helper.plan.calls or self._vmm_connects:
                     continue
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 sockets[helper.plan.name] = sock
@@ -145,13 +149,28 @@ class Helpers:
 
     def _start(self, helper: Helper) -> None:
         try:
-            helper.child = spawn_helper(helper.plan, self._run, vmm_connects=self._vmm_connects)
+            helper.child, ready = spawn_helper(helper.plan, self._run, vmm_connects=self._vmm_connects)
         except (SpawnError, OSError) as exc:
             reason = f"{exc.filename}: {(exc.strerror or str(exc)).lower()}" if isinstance(exc, OSError) else str(exc)
             raise SpawnError(f"{helper.plan.what}: {reason}") from exc
         helper.who = process.load_identity(self._run.helper(helper.plan.name))
         helper.started_at = time.monotonic()
         self._watch(helper, os.pidfd_open(helper.child.pid))
+        if ready >= 0:
+            self._wait_ready(helper, ready)
+
+    def _wait_ready(self, helper: Helper, ready: int) -> None:
+        try:
+            select.select([ready], [], [], _READY_S)
+            if os.read(ready, 64):
+                return
+        except BlockingIOError:
+            _signal(helper, signal.SIGKILL)
+        finally:
+            os.close(ready)
+        # It has closed it unsaid, so it is at its end.
+        select.select([helper.fd], [], [])
+        raise SpawnError(f"{helper.plan.what} {self._forget(helper)}")
 
     def _watch(self, helper: Helper, fd: int) -> None:
         helper.fd = fd

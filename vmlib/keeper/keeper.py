@@ -27,7 +27,7 @@ from vmlib.keeper.helpers import Helpers
 from vmlib.keeper.loop import Loop
 from vmlib.keeper.plan import KeeperPlan
 from vmlib.keeper.sink import Sink
-from vmlib.keeper.spawn import SpawnError, make_fifos, open_fifo, spawn_vmm
+from vmlib.keeper.spawn import SpawnError, listen, make_fifos, open_fifo, spawn_vmm
 from vmlib.keeper.verdict import Evidence, Verdict, judge
 from vmlib.paths import RunPaths
 
@@ -86,9 +86,11 @@ class Keeper:
         write_atomic(self.run_paths.plan, self.plan.dump())
         log_fds = [sink.fd for sink in (self.stdout, self.stderr) if sink.pollable]
         with contextlib.ExitStack() as ours:
-            sockets = self.helpers.start()
-            for sock in sockets.values():
-                ours.callback(sock.close)
+            sockets = {
+                name: ours.enter_context(listen(self.plan.run / file)) for name, file in self.plan.listeners.items()
+            }
+            for name, sock in self.helpers.start().items():
+                sockets[name] = ours.enter_context(sock)
             inherited = self.dialect.inherited()
             for fd in inherited.values():
                 ours.callback(os.close, fd)

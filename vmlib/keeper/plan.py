@@ -8,11 +8,12 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelperPlan:
-    """A process beside the VMM (virtiofsd, swtpm), which the keeper starts before it and ends after it.
+    """A process beside the VMM (virtiofsd, swtpm, passt), which the keeper starts before it and ends after it.
 
-    It inherits a listening socket of its own as `{fd:listener}`. The VMM inherits one that is connected to it as
-    `{fd:NAME}`; Cloud Hypervisor connects by itself. All that a later keeper needs to start it again stands here:
-    paths, and no descriptors.
+    It inherits a listening socket of its own as `{fd:listener}`; the VMM inherits one that is connected to it as
+    `{fd:NAME}`, or connects by itself, as Cloud Hypervisor does. With `calls` it is the other way round: the VMM
+    listens, and each start of the helper inherits a new connection as `{fd:vmm}`. All that a later keeper needs to
+    start it again stands here: paths, and no descriptors.
     """
 
     name: str  # "fs0": of its files in the run directory, too
@@ -28,6 +29,9 @@ class HelperPlan:
     gid: int = 0
     capabilities: list[int] = field(default_factory=list)  # of root; all others are dropped for good
     cgroups: list[str] = field(default_factory=list)
+    calls: str = ""  # the VMM's listener to which it is connected, by file name in the run directory
+    tells_ready: bool = False  # it writes to its standard output once it serves, and is waited for
+    netns: str = ""  # the network namespace it runs in; "" = ours
     seat: str = ""  # a threaded cgroup below one of these, in which it belongs as soon as there is one
 
 
@@ -50,6 +54,7 @@ class KeeperPlan:
     uid: int = 0
     gid: int = 0
     groups: list[int] = field(default_factory=list)
+    netns: str = ""  # the network namespace that the VMM runs in; "" = ours
     helpers: list[HelperPlan] = field(default_factory=list)
     cgroups: list[str] = field(default_factory=list)
     keeper_cgroups: list[str] = field(default_factory=list)

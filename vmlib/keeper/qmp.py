@@ -105,6 +105,10 @@ class Qmp:
                 self._on_panic()
             case "reset":
                 self._on_reset("by the guest" if event.by_guest else "from outside")
+            case "router" if self._monitor is not None:
+                # A router that was started anew knows of no guest until that has sent something, which may be never.
+                with contextlib.suppress(OSError):
+                    self._monitor.send(self._events.announce())
             case "power button":
                 house.button_pressed()
             case "paused" if house.evidence.panic or house.evidence.shutdown:

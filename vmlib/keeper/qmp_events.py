@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from vmlib.lines import LineBuffer
 
-Kind = Literal["shutdown", "reset", "panic", "power button", "paused", "resumed"]
+Kind = Literal["shutdown", "reset", "panic", "power button", "paused", "resumed", "router"]
 
 # An event of QEMU is some hundred bytes; a guest can lengthen none of them.
 _MAX_LINE = 1 << 20
@@ -18,6 +18,7 @@ _KINDS: dict[str, Kind] = {
     "POWERDOWN": "power button",
     "STOP": "paused",
     "RESUME": "resumed",
+    "NETDEV_STREAM_CONNECTED": "router",
 }
 
 
@@ -45,6 +46,12 @@ class QmpMonitor:
         if reboots_end:
             commands = [_reboot_means("reset"), *commands, _reboot_means("shutdown")]
         return b"".join(json.dumps(command).encode() + b"\n" for command in commands)
+
+    @staticmethod
+    def announce() -> bytes:
+        """What makes the VMM, and a guest that can, say on their links which MACs live there."""
+        pace = {"initial": 50, "max": 500, "rounds": 4, "step": 100}  # in milliseconds
+        return json.dumps({"execute": "announce-self", "arguments": pace}).encode() + b"\n"
 
     def feed(self, data: bytes) -> list[MonitorEvent]:
         """Raises ValueError on what is not QMP."""

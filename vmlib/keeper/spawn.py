@@ -43,12 +43,11 @@ def spawn_vmm(
     """Start the VMM and wait until its program runs. Raises SpawnError with the launcher's reason.
 
     `log_fds` are ends of the task's log FIFOs that the VMM holds without using them, so that whoever reads the logs
-    sees no end of file when this keeper dies. `sockets` lead to its helpers, `inherited` is its dialect's. The plan's
-    files are closed here once the VMM has them.
+    sees no end of file when this keeper dies. `sockets` are its listeners and those that lead to its helpers,
+    `inherited` is its dialect's. The plan's files are closed here once the VMM has them.
     """
     run = RunPaths(plan.run)
-    listeners = [(name, listen(plan.run / file)) for name, file in plan.listeners.items()]
-    fds = plan.files | inherited | {name: sock.fileno() for name, sock in (*listeners, *sockets.items())}
+    fds = plan.files | inherited | {name: sock.fileno() for name, sock in sockets.items()}
     spec = {
         "argv": plan.argv,
         "fds": fds,
@@ -58,6 +57,7 @@ def spawn_vmm(
         "gid": plan.gid,
         "groups": plan.groups,
         "cgroups": plan.cgroups,
+        "netns": plan.netns,
     }
     # The VMM's own open file descriptions: QEMU makes its console non-blocking, ours must not change with it.
     streams = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in (run.console_in, run.console_out, run.stderr)]
@@ -66,30 +66,36 @@ def spawn_vmm(
     finally:
         for fd in (*streams, *plan.files.values()):
             os.close(fd)
-        for _, sock in listeners:
-            sock.close()
 
 
-def spawn_helper(plan: HelperPlan, run: RunPaths, *, vmm_connects: bool) -> "subprocess.Popen[bytes]":
+def spawn_helper(plan: HelperPlan, run: RunPaths, *, vmm_connects: bool) -> "tuple[subprocess.Popen[bytes], int]":
     """Start a helper and wait until its program runs; its socket takes connections then. Raises SpawnError, OSError.
 
-    The socket is where the VMM itself can connect, if it does that.
+    With `vmm_connects` that is where the VMM can do it by itself. The descriptor is what the helper will write to when
+    it serves, the caller's to close; -1 when it tells nothing.
     """
     if plan.bind_at:
         Path(plan.bind_at).mkdir(mode=0o700, exist_ok=True)
-    with contextlib.ExitStack() as ours:
-        if vmm_connects:
-            listener = ours.enter_context(listen_for_vmm(run.vmm_helper_socket(plan.name)))
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as on_failure:
+        if plan.calls:
+            fds = {"vmm": ours.enter_context(_connected(run.root / plan.calls)).fileno()}
+        elif vmm_connects:
+            fds = {"listener": ours.enter_context(listen_for_vmm(run.vmm_helper_socket(plan.name))).fileno()}
         else:
             path = run.helper_socket(plan.name)
             path.unlink(missing_ok=True)  # of the one before
-            listener = ours.enter_context(listen(path))
-        fds = {"listener": listener.fileno()}
+            fds = {"listener": ours.enter_context(listen(path)).fileno()}
         for name, directory in plan.directories.items():
             fds[name] = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             ours.callback(os.close, fds[name])
         words = os.open(run.helper_words, os.O_RDWR | os.O_CLOEXEC)
         ours.callback(os.close, words)
+        ready, output = -1, words
+        if plan.tells_ready:
+            ready, output = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            on_failure.callback(os.close, ready)
+            ours.callback(os.close, output)
+            os.fchown(output, plan.uid, plan.gid)  # it may open it once more, by its name in /proc
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         ours.callback(os.close, nothing)
         spec = {
@@ -101,11 +107,14 @@ def spawn_helper(plan: HelperPlan, run: RunPaths, *, vmm_connects: bool) -> "sub
             "gid": plan.gid,
             "groups": [],
             "capabilities": plan.capabilities,
+            "netns": plan.netns,
             "cgroups": [*plan.cgroups, *([plan.seat] if plan.seat and Path(plan.seat).exists() else ())],
         }
         if plan.bind:
             spec["mount"] = {"directory": plan.bind, "at": plan.bind_at, "readonly": plan.readonly}
-        return _launch(spec, "helper", [nothing, words, words], list(fds.values()))
+        child = _launch(spec, "helper", [nothing, output, words], list(fds.values()))
+        on_failure.pop_all()
+        return child, ready
 
 
 def _launch(spec: dict[str, object], kind: str, streams: list[int], pass_fds: list[int]) -> "subprocess.Popen[bytes]":
@@ -139,4 +148,14 @@ def listen(path: Path) -> socket.socket:
     sock.bind(str(path))
     path.chmod(0o600)
     sock.listen(16)
+    return sock
+
+
+def _connected(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(str(path))
+    except OSError as exc:
+        sock.close()
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
     return sock
