@@ -17,7 +17,7 @@ run: python ## boot the hello job: on a real Nomad agent when there is one, else
 	@$(PY) tests/run_demo.py
 
 test: python ## all tests that can run here (CHV_TEST_REQUIRE=qemu,go,nomad,lab makes a missing one a failure)
-	@$(SETUP) --lenient venv qemu go guest cloud lab
+	@$(SETUP) --lenient venv qemu network go guest cloud lab
 	@$(PY) tests/run_tiers.py $(ARGS)
 
 lint: python types ## formatting, lint rules, types, who imports whom, driver/_pb against proto/

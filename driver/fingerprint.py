@@ -74,4 +74,6 @@ def _of_network(network: NetworkFacts) -> dict[str, Value]:
         return {}
     name = f"driver.chv.network.{network.name}"
     more: dict[str, Value] = {f"{name}.parent": network.parent, f"{name}.state": network.state}
+    if network.router:
+        return {name: network.mode, f"{name}.router": network.router}
     return {name: network.mode} | (more if network.parent else {})

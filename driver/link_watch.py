@@ -69,6 +69,7 @@ class LinkWatch:
         self._offload = offload
         self._tell = tell
         self._watched: dict[str, _Watched] = {}
+        self._coming: set[str] = set()  # tasks of an earlier plugin, of which the file is being read
         self._due = asyncio.Event()
         self._interesting: set[int] = set()
         self._notices: LinkNotices | None = None
@@ -85,9 +86,20 @@ class LinkWatch:
         nics = task.machine.record.nics
         if not nics or task.id in self._watched:
             return
-        before = known.Known() if fresh else known.load(task.machine.run.links)
         if fresh:
-            before.lost = {nic.link: "" for nic in nics if nic.link and _was_told(task, nic)}
+            self._begin(task, known.Known(lost={nic.link: "" for nic in nics if nic.link and _was_told(task, nic)}))
+        else:
+            self._coming.add(task.id)
+            self._background(self._take_over(task))
+
+    async def _take_over(self, task: Task) -> None:
+        before = await self._offload("keep", known.load, task.machine.run.links)
+        if task.id in self._coming:  # else it was dropped meanwhile
+            self._coming.discard(task.id)
+            self._begin(task, before)
+
+    def _begin(self, task: Task, before: known.Known) -> None:
+        nics = task.machine.record.nics
         seen = {nic.mac: Seen() for nic in nics}
         for mac, addresses in before.addresses.items():
             for address in reversed(addresses):
@@ -102,6 +114,7 @@ class LinkWatch:
 
     def drop(self, task_id: str) -> None:
         """Stop watching, before anybody takes the links away."""
+        self._coming.discard(task_id)
         watched = self._watched.pop(task_id, None)
         if watched is None:
             return

@@ -28,8 +28,11 @@ def nic_specs(
     plugin: PluginConfig,
     *,
     in_namespace: Sequence[str] = (),
+    host_dns: Sequence[str] = (),
 ) -> tuple[NicSpec, ...]:
-    """The machine's interfaces. `in_namespace` says who else uses the network namespace of the group by now."""
+    """The machine's interfaces. `in_namespace` says who else uses the network namespace of the group by now, `host_dns`
+    which name servers this host has.
+    """
     interfaces = options.network_interfaces or _default(task, plugin)
     made: list[NicSpec] = []
     for index, interface in enumerate(interfaces):
@@ -58,7 +61,7 @@ def nic_specs(
         )
     _check_together(complaints, made)
     _check_ports(complaints, task, made)
-    return _with_group_dns(complaints, task, made)
+    return _with_dns(complaints, task, made, host_dns)
 
 
 def _mac(task: pb.TaskConfig, interface: InterfaceConfig, index: int) -> str:
@@ -259,22 +262,21 @@ def _check_ports(complaints: Complaints, task: pb.TaskConfig, nics: Sequence[Nic
 # -- addresses -------------------------------------------------------------------------------------------------------
 
 
-def _with_group_dns(complaints: Complaints, task: pb.TaskConfig, nics: list[NicSpec]) -> tuple[NicSpec, ...]:
+def _with_dns(
+    complaints: Complaints, task: pb.TaskConfig, nics: list[NicSpec], host_dns: Sequence[str]
+) -> tuple[NicSpec, ...]:
     """The group's dns block is for the whole guest: its first interface has it, unless the task names servers."""
-    if not nics:
-        return ()
     servers = []
     for number, text in enumerate(task.dns.servers):
         try:
             servers.append(str(ip_address(text)))
         except ValueError:
             complaints.add(f"dns.servers[{number}]", "expected the IP address of a name server", value=text)
-    first = nics[0]
-    nics[0] = replace(
-        first,
-        dns=first.dns or (() if any(nic.dns for nic in nics) else tuple(servers)),
-        search=tuple(task.dns.searches),
-    )
+    if not servers and any(isinstance(nic.link, NetnsLink) for nic in nics):
+        servers = list(host_dns)  # nobody answers DHCP there, so nobody else would name any
+    if nics:
+        named = any(nic.dns for nic in nics)
+        nics[0] = replace(nics[0], dns=nics[0].dns if named else tuple(servers), search=tuple(task.dns.searches))
     return tuple(nics)
 
 

@@ -17,6 +17,7 @@ class NetworkFacts:
     state: str = ""  # "up" or "down"
     lack: str = ""  # why no machine can be plugged into it
     cure: str = ""
+    router: str = ""  # of a user network
 
     @property
     def complaint(self) -> str:
@@ -41,8 +42,8 @@ def parent_of(network: Network) -> str:
             return ""
 
 
-def network_facts(networks: Iterable[Network], seen: Mapping[str, Seen]) -> Iterator[NetworkFacts]:
-    """What each network is like on a host with these interfaces."""
+def network_facts(networks: Iterable[Network], seen: Mapping[str, Seen], *, router: str = "") -> Iterator[NetworkFacts]:
+    """What each network is like on a host with these interfaces, and with that router for user networks."""
     for network in networks:
         parent = parent_of(network)
         lack, cure = _lack(network, parent, seen)
@@ -50,7 +51,15 @@ def network_facts(networks: Iterable[Network], seen: Mapping[str, Seen]) -> Iter
         state = found.state if found is not None and not lack else ""
         if state == "down":
             cure = f"ip link set {parent} up, or look at its cable"
-        yield NetworkFacts(name=network.name, mode=network.mode, parent=parent, state=state, lack=lack, cure=cure)
+        yield NetworkFacts(
+            name=network.name,
+            mode=network.mode,
+            parent=parent,
+            state=state,
+            lack=lack,
+            cure=cure,
+            router=router if isinstance(network, UserNetwork) else "",
+        )
 
 
 def _lack(network: Network, parent: str, seen: Mapping[str, Seen]) -> tuple[str, str]:

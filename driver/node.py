@@ -12,6 +12,7 @@ from typing import Literal, cast
 from driver import links
 from driver._pb import base_pb2
 from driver.config import PluginConfig, decode_plugin_config
+from driver.config_network import MacvtapNetwork, UserNetwork
 from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
 from driver.fingerprint import CoreFacts, NodeFacts
@@ -30,9 +31,11 @@ from vmlib.errors import HostError, NoCapacityError
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import HypervisorSettings, Offer, attach, choose, probe_offers
 from vmlib.machine import Machines
+from vmlib.net import guard
 from vmlib.net.look import look
+from vmlib.net.shim import Mine, Shim, ensure
 from vmlib.paths import Layout
-from vmlib.probe import find_program
+from vmlib.probe import find_program, user_router
 from vmlib.process import Identity
 from vmlib.record import MachineRecord
 from vmlib.running import Machine
@@ -90,6 +93,15 @@ def core_policy(
     )
 
 
+def shims(config: PluginConfig) -> tuple[Shim, ...]:
+    """Where the operator wants the host to be among its guests."""
+    return tuple(
+        Shim(network=one.name, parent=one.parent, address=one.host_shim)
+        for one in config.networks.values()
+        if isinstance(one, MacvtapNetwork) and one.host_shim
+    )
+
+
 def _runs(record: MachineRecord) -> bool:
     return record.boot_id == process.boot_id() and process.alive(Identity(record.vmm_pid, record.vmm_start_time))
 
@@ -105,6 +117,7 @@ class Node:
         self.nomad = nomad_cpus(None)
         self._claim_lock = threading.Lock()
         self._claims: dict[str, MachineSpec] = {}  # what starts at this moment
+        self._can_guard = False  # not found out yet, or not so
         self._offers: Offer | None = None
         self._probing = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
@@ -202,7 +215,9 @@ class Node:
         allowed = {name: one for name, one in programs.items() if self.config.hypervisor in (name, "auto")}
         missing = allowed and all(find_program(one) is None for one in allowed.values())
         return NodeFacts(
-            networks=tuple(network_facts((n for n in self.config.networks.values() if n.mode == "user"), {})),
+            networks=tuple(
+                network_facts((n for n in self.config.networks.values() if n.mode == "user"), {}, router=user_router())
+            ),
             problems=tuple(f"{name}: {one} is not installed" for name, one in allowed.items()) if missing else (),
         )
 
@@ -216,6 +231,7 @@ class Node:
             exports = self.config.nfs
             networks = await self.offload("probe", self._networks)
             silence = await self.offload("probe", nfs_probe.silence, exports.values())
+            guest_words = await self.offload("probe", lambda: [*self.keep_shims(), *self._guard_words()])
         offers = self._offers
         usable = offers.usable
         nfs_words = [f"nfs {name}: {exports[name].server}: {why}" for name, why in silence.items() if why]
@@ -227,7 +243,7 @@ class Node:
             networks=networks,
             nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
-            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words),
+            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *guest_words),
             cores=cores,
         )
 
@@ -262,13 +278,29 @@ class Node:
         """Looks at the host's interfaces."""
         networks = self.config.networks.values()
         try:
-            return tuple(network_facts(networks, look(parents(networks))))
+            return tuple(network_facts(networks, look(parents(networks)), router=user_router()))
         except OSError as exc:  # the node has more to say than that
             log.warning("networks cannot be looked at: %s", exc)
             return tuple(
                 replace(one, lack=f"interfaces cannot be looked at ({exc})") if one.parent else one
-                for one in network_facts(networks, {})
+                for one in network_facts(networks, {}, router=user_router())
             )
+
+    def _guard_words(self) -> list[str]:
+        """Of networks whose guests cannot be kept from speaking for others. A kernel that can is not asked again."""
+        guarded = [
+            name for name, one in self.config.networks.items() if not isinstance(one, UserNetwork) and one.filter
+        ]
+        if not guarded or self._can_guard:
+            return []
+        lack = guard.lack()
+        self._can_guard = not lack
+        return [f"network {name}: filter = true: {lack}: {guard.CURE}" for name in guarded] if lack else []
+
+    def keep_shims(self, *, wanted: bool = True) -> list[str]:
+        """Make the host's own places on its networks, and take away what is ours and not `wanted`, or not any more."""
+        mine = Mine(owner=self.owner, run_dir=self.layout.run_dir)
+        return ensure(shims(self.config) if wanted else (), mine, dry_run=self.config.gc_dry_run)
 
     # -- sweep ---------------------------------------------------------------------------------------------------
 
@@ -309,3 +341,4 @@ class Node:
         """What the embedded host's plugin does before it ends, so that nothing is left of a job."""
         if self.owner == "dev" and self._sweeping is not None:
             await self.offload("stop", self._sweeper(gone_s=0.0).sweep, time.monotonic())
+            await self.offload("stop", self.keep_shims, wanted=False)

@@ -25,6 +25,7 @@ from driver.link_watch import LinkWatch
 from driver.namespaces import processes_in
 from driver.node import Node
 from driver.offload import Offload
+from driver.resolvers import host_name_servers
 from driver.schema import task_spec
 from driver.signals import signal_action, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
@@ -188,6 +189,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             topology=topology,
             smt=self.node.config.cores.smt,
             in_namespace=await self.offload("keep", processes_in, config.network_isolation_spec.path),
+            host_dns=await self.offload("keep", host_name_servers),
         )
         machines = self.node.machines()
         loop = asyncio.get_running_loop()

@@ -50,18 +50,19 @@ def machine_spec(
     topology: Topology | None = None,
     smt: Literal["core", "thread"] = "core",
     in_namespace: Sequence[str] = (),
+    host_dns: Sequence[str] = (),
 ) -> MachineSpec:
     """The machine that a task asks for. Raises SpecError with every complaint, one a line.
 
     `complaints` holds what was found in the config already, so that a job's author is told of all at once.
-    `in_namespace` says who uses the group's network namespace by now.
+    `in_namespace` says who uses the group's network namespace by now, `host_dns` which name servers this host has.
     """
     complaints = Complaints() if complaints is None else complaints
     if "/" in task.name or task.name in ("", ".", ".."):
         complaints.add("task", "expected a name that can be a directory", value=task.name)
     finder = _Finder(complaints, task, plugin)
     cores, vcpus = cores_spec(complaints, task, options, topology=topology, smt=smt)
-    nics = links.nic_specs(complaints, task, options, plugin, in_namespace=in_namespace)
+    nics = links.nic_specs(complaints, task, options, plugin, in_namespace=in_namespace, host_dns=host_dns)
     spec = MachineSpec(
         id=task.id,
         name=machine_name(task.alloc_id, task.name),

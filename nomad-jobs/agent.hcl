@@ -23,6 +23,9 @@ server {
 client {
   enabled = true
 
+  # Where Debian has the plugins for groups with network { mode = "bridge" }:
+  # cni_path = "/usr/lib/cni"
+
   meta {
     chv_guest = "/srv/chv-guest"
   }
@@ -45,9 +48,20 @@ plugin "chv" {
       accel = "auto"
     }
 
-    # A guest on it reaches this host's loopback: what listens there must not trust everybody.
+    # Without passt a guest on it reaches this host's loopback: what listens there must not trust everybody.
     network "user0" {
       mode = "user"
     }
+
+    # Others, with names and interfaces of yours; docs/networks.md tells which kind is for what.
+    #
+    # network "lan" {
+    #   mode   = "macvtap" # machines beside this host on its LAN
+    #   parent = "eno1"
+    # }
+    # network "br" {
+    #   mode   = "bridge" # machines on a bridge that is there
+    #   bridge = "br0"
+    # }
   }
 }

@@ -6,4 +6,7 @@ FOR_AGENTS = {
     "cloud-image": "block template in task: not supported by chv dev",
     "count": "count = 3: chv dev runs one",
     "host-volume": "block volume in group: not supported by chv dev",
+    "group-network": "block service in group: not supported by chv dev",
+    "user-sidecar": "mode = 'bridge': chv dev has host networks only",
+    "service-address": "block service in task: not supported by chv dev",
 }

@@ -87,7 +87,20 @@ def _swtpm() -> str:
 
 
 def _dnsmasq() -> str:
-    return "" if shutil.which("dnsmasq", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin") else "no dnsmasq"
+    return _lacking_in_sbin("dnsmasq")
+
+
+def _cni() -> str:
+    """What an agent needs for groups with `network { mode = "bridge" }`."""
+    if not (machine_setup.CNI_PLUGINS / "bridge").exists():
+        return f"no CNI plugins in {machine_setup.CNI_PLUGINS}: `python3 tests/setup.py network` installs them"
+    return _lacking_in_sbin("iptables")
+
+
+def _lacking_in_sbin(program: str) -> str:
+    """For programs that are not on the PATH of everybody."""
+    found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    return "" if found else f"no {program}: `python3 tests/setup.py network` installs it"
 
 
 def _passt() -> str:
@@ -162,6 +175,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "virtiofsd": _virtiofsd,
     "swtpm": _swtpm,
     "dnsmasq": _dnsmasq,
+    "cni": _cni,
     "passt": _passt,
     "cloud-image": _cloud_image,
     "go": _go,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sets up what `make` needs on a fresh machine: Python packages, QEMU, Go, guests, lab node. Standard library only.
+"""Sets up what `make` needs on a fresh machine: Python packages, QEMU, Go, networks, guests, lab node. Stdlib only.
 
 What is there already costs nothing. `$CHV_CACHE` may be shared by several checkouts and holds only other people's
 packages; the environment in `.cache/venv` belongs to this checkout and imports this checkout's code.
@@ -30,7 +30,10 @@ QEMU_PACKAGES = {
     "xz": "xz-utils",
     "zstd": "zstd",
 }
-NETWORK_PACKAGES = {"dnsmasq": "dnsmasq-base"}
+# For networks in tests: an agent's bridge groups need the plugins and iptables, a host beside it the rest.
+NETWORK_PACKAGES = {"dnsmasq": "dnsmasq-base", "iptables": "iptables"}
+CNI_PACKAGE = "containernetworking-plugins"
+CNI_PLUGINS = Path("/usr/lib/cni")
 UEFI_PACKAGE = "ovmf"
 # Beside QEMU until Debian 12; a package of its own since.
 VIRTIOFSD_PACKAGE = "virtiofsd"
@@ -151,7 +154,6 @@ def set_up_qemu() -> None:
         _apt_install(*missing)
     if not any(map(os.path.exists, VIRTIOFSD_PLACES)):
         _apt_install(VIRTIOFSD_PACKAGE)
-    _install_missing(NETWORK_PACKAGES)
 
 
 def set_up_go() -> None:
@@ -177,6 +179,11 @@ def _apt_install(*packages: str) -> None:
     _run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages, env=environment)
 
 
+def set_up_network() -> None:
+    """What makes networks around machines: for an agent's bridge groups, and for hosts that serve addresses."""
+    _install_missing(NETWORK_PACKAGES, *([] if (CNI_PLUGINS / "bridge").exists() else [CNI_PACKAGE]))
+
+
 def set_up_guest() -> None:
     _run(sys.executable, str(CHECKOUT / "tests/guest/build.py"), str(cache_dir()))
 
@@ -195,9 +202,11 @@ def set_up_cloud() -> None:
     _run(sys.executable, "-m", "tests.guest.cloud", str(cache_dir()), env=here)
 
 
-def _install_missing(programs: dict[str, str]) -> None:
+def _install_missing(programs: dict[str, str], *more: str) -> None:
+    """The packages of the programs that are not there, and `more`."""
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     missing = [package for program, package in programs.items() if shutil.which(program, path=path) is None]
+    missing += more
     if missing:
         _apt_install(*missing)
 
@@ -227,6 +236,7 @@ def _locked(path: Path) -> Iterator[None]:
 STEPS = {
     "venv": set_up_venv,
     "qemu": set_up_qemu,
+    "network": set_up_network,
     "go": set_up_go,
     "guest": set_up_guest,
     "cloud": set_up_cloud,

@@ -7,9 +7,10 @@ from vmlib import cpuset, probe
 from vmlib.cgroup import MachineGroups
 from vmlib.errors import HostError
 from vmlib.keeper.plan import HelperPlan
+from vmlib.net.passt import passt_argv, resolvers_in
 from vmlib.paths import RunPaths
 from vmlib.probe import Program
-from vmlib.resources import Credentials, Forward, Resources, ShareAttachment, StreamNic, TpmAttachment
+from vmlib.resources import Credentials, Resources, ShareAttachment, StreamNic, TpmAttachment
 
 # What a virtiofsd is for: files of any owner. Not CAP_MKNOD (27): a device that a guest made in a directory which other
 # tasks share would be theirs to open.
@@ -18,9 +19,7 @@ _FILE_CAPABILITIES = (0, 1, 3, 4, 6, 7, 31)  # CHOWN DAC_OVERRIDE FOWNER FSETID 
 _SANDBOX_CAPABILITIES = (8, 18, 21, 24)
 _BIND_CAPABILITIES = (10,)  # NET_BIND_SERVICE, for ports below 1024
 _NOBODY = 65534
-# The network behind passt, as QEMU's own user mode has it. A copy of the host's addresses, which is what passt would
-# give by itself, is not in question: the guest could not reach the host by them, nor would they be any the wiser.
-_USER_MAC, _USER_ADDRESS, _USER_PREFIX, _USER_GATEWAY = "52:55:0a:00:02:02", "10.0.2.15", "24", "10.0.2.2"
+_RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 # QEMU 5 to 7 brought one of its own and of its own version; what is developed since has begun with 1.
 _FIRST_VERSION_IN_C = 5
 
@@ -43,7 +42,8 @@ def plans(res: Resources, run: RunPaths, groups: MachineGroups) -> list[HelperPl
         passt = probe.passt_program()
         if passt.why_not:  # it was there a moment ago
             raise HostError(f"network {routed[0].network!r}: {passt.why_not}", hint=probe.PASST_CURE)
-        made += [router_helper(nic, passt.path, res.credentials, groups) for nic in routed]
+        resolvers = resolvers_in(*map(_read, _RESOLV_CONF))
+        made += [router_helper(nic, passt.path, res.credentials, groups, resolvers=resolvers) for nic in routed]
     return made
 
 
@@ -104,13 +104,15 @@ def tpm_helper(tpm: TpmAttachment, swtpm: str, credentials: Credentials, groups:
     )
 
 
-def router_helper(nic: StreamNic, passt: str, credentials: Credentials, groups: MachineGroups) -> HelperPlan:
+def router_helper(
+    nic: StreamNic, passt: str, credentials: Credentials, groups: MachineGroups, *, resolvers: tuple[str, ...]
+) -> HelperPlan:
     """A passt as the VMM's user, whose guests do not reach the host's loopback."""
     low = any(forward.host_port < 1024 for forward in nic.forwards)
     return HelperPlan(
         name=nic.name,
         what=f"passt of network {nic.network}",
-        argv=_passt_argv(passt, nic.forwards),
+        argv=passt_argv(passt, nic, resolvers=resolvers),
         loss="connections through it were cut",
         calls=nic.name,
         tells_ready=True,
@@ -123,33 +125,11 @@ def router_helper(nic: StreamNic, passt: str, credentials: Credentials, groups: 
     )
 
 
-def _passt_argv(passt: str, forwards: tuple[Forward, ...]) -> list[str]:
-    argv = [
-        passt,
-        "--foreground",
-        "--quiet",
-        "--fd",
-        "{fd:vmm}",
-        "--pid",
-        "/proc/self/fd/1",  # written once it serves
-        "--no-map-gw",
-        # The interface whose addresses it would copy. All are given, so it may be one that is everywhere.
-        "--interface",
-        "lo",
-        "--ipv4-only",
-        "--mac-addr",
-        _USER_MAC,
-        "--address",
-        _USER_ADDRESS,
-        "--netmask",
-        _USER_PREFIX,
-        "--gateway",
-        _USER_GATEWAY,
-    ]
-    for forward in forwards:
-        where = f"{forward.host_ip}/{forward.host_port}" if forward.host_ip else str(forward.host_port)
-        argv += ["-t" if forward.protocol == "tcp" else "-u", f"{where}:{forward.guest_port}"]
-    return argv
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _cgroups(groups: MachineGroups) -> list[str]:

@@ -24,7 +24,7 @@ from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityErro
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
 from vmlib.keeper import client as keeper
-from vmlib.keeper.plan import HelperPlan, KeeperPlan
+from vmlib.keeper.plan import HelperPlan, KeeperPlan, reboot_timeout_s
 from vmlib.net.stray import Marked, marked_links
 from vmlib.net.user import explain_forward_failure
 from vmlib.paths import Layout, MachinePaths, RunPaths
@@ -361,6 +361,7 @@ def _keeper_plan(
         dialect=plan.dialect,
         monitor=plan.monitor,
         channel=plan.channel,
+        reboot_timeout_s=reboot_timeout_s(spec.memory_mib, hugepages=spec.hugepages, helpers=bool(helper_plans)),
         on_reboot=plan.on_reboot,
         on_panic=plan.on_panic,
     )

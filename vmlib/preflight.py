@@ -32,7 +32,17 @@ from vmlib.net.names import link_mark
 from vmlib.net.plug import plug
 from vmlib.paths import Layout, MachinePaths, RunPaths
 from vmlib.record import NicRecord
-from vmlib.resources import Credentials, DiskAttachment, FirmwareFiles, Nic, OpenFile, Resources, ShareAttachment
+from vmlib.resources import (
+    Credentials,
+    DiskAttachment,
+    FirmwareFiles,
+    Nic,
+    OpenFile,
+    Resources,
+    ShareAttachment,
+    StreamNic,
+    UserNic,
+)
 from vmlib.settings import HostSettings
 from vmlib.spec import FileRef, MachineSpec
 
@@ -242,6 +252,7 @@ def nic_record(one: Plugged) -> NicRecord:
         addresses=one.spec.addresses,
         link=one.link,
         ifindex=one.ifindex,
+        router="passt" if isinstance(one.nic, StreamNic) else "qemu" if isinstance(one.nic, UserNic) else "",
     )
 
 

@@ -23,6 +23,7 @@ VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/l
 VIRTIOFSD_CURE = "install virtiofsd, which is in the package qemu-system-common on Debian 12 and in virtiofsd elsewhere"
 SWTPM_CURE = "install the package swtpm"
 PASST_CURE = "install the package passt"
+PASST_DROPS_FORGED = "20240624"
 _VERSION_TIMEOUT_S = 10.0
 
 _IO_URING_KERNEL = (5, 12)  # before it the rings are locked memory, of which a process without privileges has little
@@ -215,6 +216,31 @@ def passt_program() -> Program:
     if found is None:
         return Program(path="passt", why_not=f"passt is not installed (looked in {TOOL_ENVIRONMENT['PATH']})")
     return Program(path=found)
+
+
+def user_router() -> str:
+    """Who is the router of user networks here."""
+    return "qemu" if passt_program().why_not else "passt"
+
+
+def passt_version(path: str) -> str:
+    """The day of the sources of that passt, as `20250503`; "" when it does not say, as Debian 12's."""
+    try:
+        text = _says_version(path, os.stat(path).st_mtime_ns)
+    except (OSError, HostError):
+        return ""
+    return parse_passt_version(text)
+
+
+def parse_passt_version(text: str) -> str:
+    """Out of `passt 2024_06_24.1ee2eca` or `passt 0.0~git20250503.587980c-2`."""
+    found = re.match(r"passt .*?(20\d\d)_?(\d\d)_?(\d\d)", text)
+    return "".join(found.groups()) if found else ""
+
+
+def passt_drops_forged(version: str) -> bool:
+    """Whether it drops what a guest sends to an address of the host's loopback, as root in there may."""
+    return version >= PASST_DROPS_FORGED
 
 
 def io_uring_usable(*, disabled: Path = Path("/proc/sys/kernel/io_uring_disabled"), release: str = "") -> bool:

@@ -34,6 +34,7 @@ class NicRecord:
     addresses: tuple[str, ...] = ()  # known at the start, with the length of the prefix
     link: str = ""  # the name of the host's link; "" = the VMM or a helper is the router
     ifindex: int = 0
+    router: str = ""  # of a user network: "passt", or "qemu" for QEMU itself
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "NicRecord":

@@ -113,6 +113,7 @@ class StreamNic:
     network: str = ""  # the operator's name of it, for people
     forwards: tuple[Forward, ...] = ()
     netns: str = ""
+    dns: tuple[str, ...] = ()  # resolvers that it is to give the guest; none: the host's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

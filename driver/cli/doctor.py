@@ -4,17 +4,19 @@ import argparse
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from driver.cli.common import add_common, load_config, print_json, print_table
+from driver.cli.doctor_guests import guest_lines
 from driver.cli.doctor_network import link_lines
 from driver.cli.doctor_nfs import NfsFacts, nfs_lines
+from driver.cli.doctor_user import user_lines
 from driver.config import PluginConfig
 from driver.config_network import UserNetwork
 from driver.core_health import Finding, core_findings
 from driver.network_health import parents
-from driver.node import hypervisor_settings, unprivileged_warning
+from driver.node import hypervisor_settings, owner_of_this_process, unprivileged_warning
 from driver.partitions import reserved_cpus, shared_cpus
 from vmlib import cgroup, cpuset, probe
 from vmlib.cores.cpulist import format_cpus
@@ -76,6 +78,7 @@ def examine(config: PluginConfig) -> list[Check]:
         *_cores(config),
         *_directories(config),
         *_networks(config),
+        *_guests(config),
         *_hooks(config),
         *_nfs(config),
     ]
@@ -167,16 +170,15 @@ def _networks(config: PluginConfig) -> list[Check]:
 
 
 def _user_networks(config: PluginConfig) -> list[Check]:
-    return [
-        Check(
-            f"network {name}",
-            "warning",
-            "user mode: guests reach the loopback of this host, where Nomad's API listens",
-            "give it only to jobs that you trust with that, or turn on Nomad's ACLs",
-        )
-        for name, network in config.networks.items()
-        if isinstance(network, UserNetwork)
-    ]
+    passt = probe.passt_program()
+    if not passt.why_not:
+        passt = replace(passt, version=probe.passt_version(passt.path))
+    names = [name for name, network in config.networks.items() if isinstance(network, UserNetwork)]
+    return [Check(*line) for line in user_lines(names, passt)]
+
+
+def _guests(config: PluginConfig) -> list[Check]:
+    return [Check(*line) for line in guest_lines(config, owner_of_this_process())]
 
 
 def _hooks(config: PluginConfig) -> list[Check]:

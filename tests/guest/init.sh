@@ -43,6 +43,34 @@ read_seed() {
     words="$words $(sed -n 's/^#words //p' /seed/user-data)"
 }
 
+# What the seed's network-config (the one that chv makes: JSON, one value a line) has for the interface with that MAC.
+network_of_seed() {
+    awk -v mac="\"$1\"" '
+        $1 == "\"macaddress\":" { mine = $2 == mac }
+        !mine { next }
+        $1 ~ /^"[0-9a-f.:]+\/[0-9]+",?$/ { split($1, parts, "\""); print "address=" parts[2] }
+        $1 == "\"via\":" { split($2, parts, "\""); print "gateway=" parts[2] }
+    ' /seed/network-config 2>/dev/null
+}
+
+# By the seed, else by DHCP.
+set_up_nic() {
+    found=$(network_of_seed "$(cat "/sys/class/net/$1/address")")
+    if [ -z "$found" ]; then
+        udhcpc -q -n -f -t 5 -T 1 -A 1 -i "$1" -s /bin/on-lease >/dev/null 2>&1
+    else
+        ip link set "$1" up
+        for item in $found; do
+            case "$item" in
+            address=*) ip address add "${item#*=}" dev "$1" ;;
+            gateway=*:*) ip -6 route add default via "${item#*=}" dev "$1" ;;
+            gateway=*) ip route add default via "${item#*=}" dev "$1" ;;
+            esac
+        done
+    fi
+    echo "address $1 $(ip -4 -o address show dev "$1" | sed -n 's/.* inet \([0-9.]*\).*/\1/p')"
+}
+
 has_word() {
     case " $words " in *" $1 "*) return 0 ;; esac
     return 1
@@ -301,8 +329,7 @@ for disk in /sys/block/vd*; do
 done
 ip link set lo up
 for nic in /sys/class/net/eth*; do
-    [ -e "$nic" ] && udhcpc -q -n -f -t 5 -T 1 -A 1 -i "${nic##*/}" -s /bin/on-lease >/dev/null 2>&1
-    [ -e "$nic" ] && echo "address ${nic##*/} $(ip -4 -o address show dev "${nic##*/}" | sed -n 's/.* inet \([0-9.]*\).*/\1/p')"
+    [ -e "$nic" ] && set_up_nic "${nic##*/}"
 done
 
 delay=0

@@ -59,6 +59,7 @@ ENDS = {
 RUNS = {"service", "http", "uefi"}
 ON_AGENTS = {"persistent", "disks"}  # these too, but what they do is shown in tests/nomad
 
+NETWORKS = {"macvtap", "bridge", "two-interfaces"}  # for a host with such networks: in tests/nomad/test_networks.py
 NEED_A_SERVER = {"nfs-root", "nfs-data"}  # in tests/lab/test_nfs_agent.py
 
 
@@ -74,7 +75,7 @@ def console_lines(text: str) -> list[str]:
 def test_every_job_of_the_directory_is_tested_here() -> None:
     assert {
         path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")
-    } == ENDS.keys() | RUNS | FOR_AGENTS.keys() | ON_AGENTS | NEED_A_SERVER
+    } == ENDS.keys() | RUNS | FOR_AGENTS.keys() | ON_AGENTS | NETWORKS | NEED_A_SERVER
 
 
 @pytest.mark.parametrize("name", sorted(FOR_AGENTS))

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from driver.devhost.client import RpcError
+from driver.namespaces import processes_in
 from tests import leftovers
 from tests.guest import build
 from tests.integration.networks import Network, network
@@ -21,7 +23,7 @@ from vmlib.spec import BridgeLink, MacvtapLink, NicSpec, SeedSpec
 
 MAC, MAC_2 = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 RESOURCES = "resources {\n cpu = 100\n memory = 128\n }"
-TWO_INTERFACES = f"""
+STATIC = f"""
 network_interface {{
   network = "lan"
   mac     = "{MAC}"
@@ -29,6 +31,8 @@ network_interface {{
   gateway = "192.0.2.1 2001:db8::1"
   dns     = ["192.0.2.53"]
 }}
+"""
+TWO_INTERFACES = f"""{STATIC}
 network_interface {{
   network = "dmz"
   mac     = "{MAC_2}"
@@ -119,7 +123,7 @@ class Dev:
             self.lines.append(json.loads(line))
             if text in self.console:
                 return
-            assert time.monotonic() < deadline, self.lines
+            assert time.monotonic() < deadline, self.console
         pytest.fail(f"{text!r} did not come: {self.lines}")
 
     def end(self) -> int:
@@ -196,6 +200,7 @@ def test_a_network_whose_parent_is_missing_fails_the_start_and_is_in_doctors_rep
     ]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.needs("qemu", "cloud-image")
 def test_cloud_init_gives_the_guest_its_addresses_routes_and_name_servers(
     net: Network, chv: Path, config: Path, guest: build.Guest, tmp_path: Path
@@ -209,7 +214,7 @@ runcmd:
   - cat /run/systemd/resolve/resolv.conf /etc/resolv.conf > /dev/ttyS0
   - echo all told > /dev/ttyS0
 """
-    words = f'image = "{image}"\n user_data = {json.dumps(user_data)}\n{TWO_INTERFACES}'
+    words = f'image = "{image}"\n user_data = {json.dumps(user_data)}\n{STATIC}'
     path = job(tmp_path, "cloud", words, RESOURCES.replace("128", "512"))
     with dev(net, chv, config, path) as one:
         one.read_until("all told", timeout_s=400)
@@ -222,6 +227,23 @@ runcmd:
         "nameserver 192.0.2.53",
     ):
         assert told in console
+
+
+async def test_a_guest_does_not_take_the_network_of_a_task_that_runs_in_it(fake_node: Node, net: Network) -> None:
+    with net.host.popen("sleep", "60") as neighbour:
+        try:
+            assert processes_in(str(net.host.path)) == (f"sleep (pid {neighbour.pid})",)
+            assert processes_in("/proc/self/ns/net") == ()
+            assert processes_in("/run/netns/none") == ()
+            async with fake_node.host(fake_node.job()) as host:
+                client = await host.client()
+                task = host.alloc.task_config(host.alloc.new_task_id(), host.encode_config())
+                task.network_isolation_spec.path = str(net.host.path)
+                with pytest.raises(RpcError, match=rf"take the network from sleep \(pid {neighbour.pid}\)") as refused:
+                    await client.start_task(task)
+                assert not refused.value.recoverable
+        finally:
+            neighbour.kill()
 
 
 async def test_nomad_is_told_the_routers_address_where_it_listens_on_the_guests_port(node: Node) -> None:

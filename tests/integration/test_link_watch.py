@@ -20,6 +20,7 @@ from tests.frames import arp, dhcp, icmpv6, ipv4, ipv6
 from tests.integration.networks import Network, network
 from vmlib.net import known, netlink
 from vmlib.net.learn import MAX_ADDRESSES
+from vmlib.net.linkstate import LinkNotices
 from vmlib.net.making import Making
 from vmlib.net.plug import plug
 from vmlib.paths import RunPaths
@@ -261,6 +262,19 @@ def test_a_link_that_goes_with_its_machine_is_not_lost(net: Network, tmp_path: P
         assert on.told == []
 
     play(net, tmp_path, act)
+
+
+def test_lost_notices_are_a_reason_to_look_at_everything(net: Network) -> None:
+    def overflow() -> frozenset[int] | None:
+        notices = LinkNotices(receive_bytes=1)
+        try:
+            for number in range(60):
+                flag("up0", bool(number % 2))
+            return notices.read()
+        finally:
+            notices.close()
+
+    assert net.host.do(overflow) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

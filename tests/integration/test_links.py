@@ -98,7 +98,7 @@ def fetch(space: Namespace, address: str) -> None:
     """Ask the guest's server from that namespace, until it answers."""
 
     def ask() -> bytes:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 with socket.create_connection((address, 80), timeout=5) as connection:
@@ -166,7 +166,7 @@ def test_a_guest_on_a_bridge_is_a_host_among_others(net: Network, host: Host) ->
     assert net.host.link(name).get_attr("IFLA_IFALIAS") == f"chv dev {one.machine.run.root}"
     one.machine.kill()
     one.end()
-    assert net.host.ours() == []  # before anybody has taken anything back
+    one.until(lambda: net.host.ours() == [], "the end of the tap, which nobody has taken back", 10)
 
 
 @pytest.mark.parametrize("host", ["qemu"], indirect=True)
@@ -240,6 +240,19 @@ def test_an_alloc_that_goes_first_takes_its_link_along(net: Network, host: Host)
     one.until(lambda: net.host.ours() == [], "the end of the link")
     assert one.machine.running()
     net.host.do(one.machine.destroy)
+
+
+def test_a_parent_that_goes_takes_the_link_along_and_nothing_else(net: Network, host: Host) -> None:
+    one = run(net, host, host.spec("tick", nics=(macvtap(),)))
+    index = net.host.index("up0")
+    net.host.ask(lambda ipr: ipr.link("del", index=index))
+    assert net.host.ours() == []
+    one.until_line("tick 5")
+    record = net.host.do(lambda: one.machine.stop(10))
+    assert record is not None
+    assert record.exit_code == 0
+    net.host.do(one.machine.destroy)
+    assert not one.machine.paths.journal.exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

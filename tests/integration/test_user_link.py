@@ -94,6 +94,20 @@ def test_ports_lead_into_the_guest_from_where_they_were_asked_for(qemu: Host, ro
         get(lan, HOST, 8080)
 
 
+def test_another_task_of_the_namespace_keeps_its_network(qemu: Host, router: str, net: Network) -> None:
+    before = net.host.names()
+    with serving(net.host, HOST, 9090, "sidecar"), serving(net.lan, PEER, 80, "peer"):
+        one = qemu.start(f"fetch=http://{HOST}:9090/ http=80", nics=(nic(net.host, forward()),))
+        one.until_line(f"fetched http://{HOST}:9090/ sidecar")
+        one.until_line("http on port 80")
+        assert get(net.lan, HOST, 9090) == "sidecar"
+        assert get(net.host, PEER, 80) == "peer"
+        assert get(net.lan, HOST, 8080) == "hello from chv-guest\n"
+        one.machine.destroy()
+        assert get(net.lan, HOST, 9090) == "sidecar"
+    assert net.host.names() == before
+
+
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_a_port_that_a_neighbour_in_the_namespace_holds_is_told_by_its_label(
     qemu: Host, router: str, lan: Namespace, kind: socket.SocketKind
@@ -189,3 +203,17 @@ def test_a_port_below_1024_that_qemu_may_not_have_names_the_cure(
         NoCapacityError, match=r"^port 'http': (tcp|udp) port 80 .*: for a port below 1024 install passt$"
     ):
         qemu.start(nics=(nic(lan, forward(80)),))
+
+
+@pytest.mark.needs("passt")
+def test_a_machine_that_nobody_keeps_is_destroyed_with_its_passt(qemu: Host, lan: Namespace) -> None:
+    one = qemu.start("tick", nics=(nic(lan, forward()),))
+    one.until_line("tick 1")
+    who = process.identify(one.ask("status")["helpers"]["net0"])
+    assert who is not None
+    assert [(nic.network, nic.router) for nic in one.machine.record.nics] == [("nat", "passt")]
+    one.kill_keeper()
+    one.machine.destroy()
+    assert not process.alive(who)
+    with pytest.raises(OSError, match="refused"):
+        get(lan, HOST, 8080)

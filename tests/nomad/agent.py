@@ -11,9 +11,13 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tests.integration.networks import Namespace
 
 READY_S = 90.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +71,17 @@ def agent_config(
     ports: list[int],
     dev: bool,
     more_drivers: Sequence[str] = (),
+    interface: str = "lo",
+    networks_block: str = "",
     cores_block: str = "",
     client_block: str = "",
     more_plugins: str = "",
 ) -> str:
-    """The agent file. Nothing in it reaches beyond loopback. `more_drivers` are Nomad's own, beside ours.
+    """The agent file. Nothing in it reaches beyond loopback, unless `interface` is another: that is where ports of
+    jobs are. `more_drivers` are Nomad's own, beside ours.
 
-    `cores_block` goes into our plugin block, `client_block` into the client's, `more_plugins` beside ours.
+    `networks_block` and `cores_block` go into our plugin block, `client_block` into the client's, `more_plugins`
+    beside ours.
     """
     http, rpc, serf = ports
     data_dir = "" if dev else f'data_dir = "{paths.nomad_data}"'
@@ -99,7 +107,7 @@ advertise {{
 {server}
 client {{
   enabled           = true
-  network_interface = "lo"
+  network_interface = "{interface}"
   options = {{
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean,consul,vault"
     "driver.allowlist"     = "{",".join(["chv", *more_drivers])}"
@@ -130,6 +138,7 @@ plugin "chv" {{
     network "user0" {{
       mode = "user"
     }}
+    {networks_block}
     {cores_block}
   }}
 }}
@@ -154,6 +163,9 @@ class Agent:
     guest_dir: Path
     dev: bool = False
     more_drivers: tuple[str, ...] = ()
+    space: Namespace | None = None  # the network namespace it runs in; None = that of the tests
+    interface: str = "lo"
+    networks_block: str = ""
     cores_block: str = ""
     client_block: str = ""
     more_plugins: str = ""
@@ -176,6 +188,8 @@ class Agent:
                 ports=self.ports,
                 dev=self.dev,
                 more_drivers=self.more_drivers,
+                interface=self.interface,
+                networks_block=self.networks_block,
                 cores_block=self.cores_block,
                 client_block=self.client_block,
                 more_plugins=self.more_plugins,
@@ -184,15 +198,21 @@ class Agent:
         argv = [self.binary, "agent", *(["-dev"] if self.dev else []), f"-config={self.paths.config}"]
         with open(self.paths.log, "ab") as log:
             # A session of its own: a ^C at the terminal is for whoever started us, who then stops the agent.
-            self.process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"TMPDIR": str(self.paths.temp)} | self.env,
-                start_new_session=True,
+            self.process = self.inside(
+                lambda: subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | {"TMPDIR": str(self.paths.temp)} | self.env,
+                    start_new_session=True,
+                )
             )
         self.wait_for("the node to be ready with a healthy driver", self._driver_healthy, timeout_s=READY_S)
+
+    def inside(self, func: Callable[[], T]) -> T:
+        """Call `func` where the agent's network is."""
+        return func() if self.space is None else self.space.do(func)
 
     def _driver_healthy(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
@@ -232,22 +252,27 @@ class Agent:
 
     def command(self, *words: str, check: bool = True, timeout_s: float = 60.0) -> "subprocess.CompletedProcess[str]":
         """Run `nomad WORDS` against this agent."""
-        done = subprocess.run(
-            [self.binary, *words],
-            env=os.environ | {"NOMAD_ADDR": self.address},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
+        done = self.inside(
+            lambda: subprocess.run(
+                [self.binary, *words],
+                env=os.environ | {"NOMAD_ADDR": self.address},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
         )
         if check and done.returncode != 0:
             raise RuntimeError(f"nomad {' '.join(words)} ended with {done.returncode}: {done.stdout}{done.stderr}")
         return done
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.address + path, timeout=10) as answer:
-            return json.load(answer)
+        def ask() -> Any:
+            with urllib.request.urlopen(self.address + path, timeout=10) as answer:
+                return json.load(answer)
+
+        return self.inside(ask)
 
     def run_job(self, path: Path, *more: str) -> str:
         """`nomad job run`; returns the job's id."""

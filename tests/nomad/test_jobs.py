@@ -26,6 +26,8 @@ VOLUMES = {"host-volume"}  # for an agent that has some: in test_volumes.py
 CLOUD_IMAGE = {"cloud-image"}  # in test_cloud_image.py
 TOKENS = {"tokens"}  # for a node with dedicated cores: in test_cores_device.py
 NFS = {"nfs-root", "nfs-data"}  # for a node with a file server: in tests/lab/test_nfs_agent.py
+# For an agent with networks: in test_networks.py
+NETWORKS = {"macvtap", "bridge", "two-interfaces", "group-network", "user-sidecar", "service-address"}
 CORES = {"cores": "cores: vCPU 0 on "}
 
 
@@ -41,7 +43,7 @@ def task_of(name: str) -> str:
 
 def test_every_job_of_the_directory_is_tested_here() -> None:
     names = {path.name.removesuffix(".nomad.hcl") for path in JOBS.glob("*.nomad.hcl")}
-    assert names == ENDS.keys() | RUNS | TOKENS | DISKS | FIRMWARE | NFS | VOLUMES | CLOUD_IMAGE
+    assert names == ENDS.keys() | RUNS | TOKENS | DISKS | FIRMWARE | NFS | VOLUMES | CLOUD_IMAGE | NETWORKS
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))

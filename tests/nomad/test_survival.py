@@ -42,8 +42,12 @@ def cmdline(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
+def plugin_pids(agent: Agent) -> list[int]:
+    return [pid for pid in processes(rf"{re.escape(str(agent.plugin_dir))}/chv(?!-)") if "logmon" not in cmdline(pid)]
+
+
 def plugin_pid(agent: Agent) -> int:
-    pids = [pid for pid in processes(rf"{re.escape(str(agent.plugin_dir))}/chv(?!-)") if "logmon" not in cmdline(pid)]
+    pids = plugin_pids(agent)
     assert len(pids) == 1, [cmdline(pid) for pid in pids]
     return pids[0]
 

@@ -10,6 +10,7 @@ from vmlib.keeper.cloud import console_path
 from vmlib.keeper.cloud_events import CloudEvent
 from vmlib.keeper.cloud_life import Life, shutdown_reason
 from vmlib.keeper.cloud_log import LogWords
+from vmlib.keeper.plan import reboot_timeout_s
 from vmlib.keeper.verdict import Evidence, Verdict, judge
 
 RESET, ACTIVATED = CloudEvent("virtio-device", "reset"), CloudEvent("virtio-device", "activated")
@@ -195,3 +196,10 @@ def test_status_0_alone_is_never_success(seen: Evidence, status: int | None) -> 
 )
 def test_the_console_is_where_the_vmm_says(info: bytes, path: str) -> None:
     assert console_path(info) == path
+
+
+def test_a_large_machine_has_longer_for_its_reboot() -> None:
+    assert reboot_timeout_s(128, hugepages=False, helpers=False) == pytest.approx(10, abs=0.1)
+    assert reboot_timeout_s(1 << 18, hugepages=False, helpers=False) == 74
+    assert reboot_timeout_s(1 << 18, hugepages=True, helpers=False) == 586
+    assert reboot_timeout_s(0, hugepages=False, helpers=True) == 70

@@ -14,7 +14,7 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
             cloud_hypervisor_version="53.0",
             qemu_version="7.2.22",
             accel="kvm",
-            networks=(NetworkFacts(name="user0", mode="user"),),
+            networks=(NetworkFacts(name="user0", mode="user", router="passt"),),
         )
     )
     assert found.health == "healthy"
@@ -27,6 +27,7 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
         "driver.chv.qemu.version": "7.2.22",
         "driver.chv.accel": "kvm",
         "driver.chv.network.user0": "user",
+        "driver.chv.network.user0.router": "passt",
     }
 
 

@@ -92,7 +92,9 @@ NIC = StreamNic(
 
 
 def test_passt_is_as_the_vmms_user_in_the_links_namespace(golden: Callable[[str, str], None]) -> None:
-    plan = router_helper(NIC, "/usr/bin/passt", Credentials(uid=200000, gid=200001, groups=(107,)), V2)
+    plan = router_helper(
+        NIC, "/usr/bin/passt", Credentials(uid=200000, gid=200001, groups=(107,)), V2, resolvers=("192.0.2.53",)
+    )
     golden("passt.txt", "\n".join(plan.argv) + "\n")
     assert (plan.uid, plan.gid, plan.capabilities, plan.netns) == (200000, 200001, [], "/run/netns/alloc")
     assert (plan.calls, plan.tells_ready) == ("net1", True)
@@ -100,7 +102,7 @@ def test_passt_is_as_the_vmms_user_in_the_links_namespace(golden: Callable[[str,
 
 def test_passt_has_a_capability_for_low_ports_alone_and_is_never_root() -> None:
     low = replace(NIC, forwards=(Forward(protocol="tcp", host_ip="", host_port=1023, guest_port=80),))
-    plan = router_helper(low, "/usr/bin/passt", Credentials(uid=0, gid=0), V2)
+    plan = router_helper(low, "/usr/bin/passt", Credentials(uid=0, gid=0), V2, resolvers=())
     assert (plan.uid, plan.gid, plan.capabilities) == (65534, 65534, [10])
 
 

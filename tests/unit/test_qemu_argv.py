@@ -303,6 +303,19 @@ def test_what_qemu_would_misread_is_refused(spec: MachineSpec, res: Resources, m
     assert str(caught.value) == message
 
 
+def test_qemu_is_in_the_namespace_of_its_own_router_alone() -> None:
+    def where(*nics: UserNic | StreamNic) -> str:
+        return plan(SPEC, replace(DIRECT, nics=nics)).netns
+
+    inside = replace(NIC, netns="/run/netns/a")
+    by_passt = StreamNic(name="net1", mac="52:54:00:12:34:57", netns="/run/netns/a")
+    assert where(NIC) == where(by_passt) == where() == ""
+    assert where(inside) == where(inside, by_passt) == "/run/netns/a"
+    with pytest.raises(SpecError, match=r"^user networks in several network namespaces"):
+        where(inside, replace(NIC, name="net1", mac="52:54:00:12:34:57"))
+    assert plan(SPEC, replace(DIRECT, nics=(by_passt,))).listeners["net1"] == "net1"
+
+
 def test_a_host_address_that_cannot_be_forwarded_is_the_operators() -> None:
     forward = Forward(protocol="tcp", host_ip="fe80::1", host_port=25000, guest_port=80)
     with pytest.raises(HostError, match="forwards IPv4 only"):

@@ -16,8 +16,6 @@ from vmlib.keeper.fds import read
 from vmlib.keeper.spawn import open_fifo
 
 _API = "api"  # the listener that its API has
-_REBOOT_S = 10.0  # a reboot that takes longer hangs for good
-_REBOOT_WITH_HELPERS_S = 70.0  # the VMM waits a minute for a virtiofsd
 _PANIC_REBOOT_S = 1.0  # a guest that reboots itself at a panic does it at once
 _LOOK_AGAIN_S = 1.0
 _LONGEST_LOOK_S = 5.0
@@ -38,7 +36,7 @@ class CloudHypervisor:
         self._api = house.plan.run / house.plan.listeners[_API]
         self._reboots = 0
         self._panicked = False  # and shall be started anew
-        self._limit_s = _REBOOT_WITH_HELPERS_S if house.plan.helpers else _REBOOT_S
+        self._limit_s = house.plan.reboot_timeout_s
 
     def make(self) -> None:
         run, plan = self._house.run_paths, self._house.plan
@@ -183,7 +181,9 @@ class CloudHypervisor:
         if self._reboots != seen:
             return
         ApiCall(house.loop, self._api, "PUT", "vm.reboot", lambda *_: None)
-        house.loop.after(_REBOOT_S, lambda: self._expect(self._reboots != seen, "the guest panicked, and its reboot"))
+        house.loop.after(
+            self._limit_s, lambda: self._expect(self._reboots != seen, "the guest panicked, and its reboot")
+        )
 
     def _on_rebooting(self) -> None:
         house = self._house
@@ -199,9 +199,7 @@ class CloudHypervisor:
         seen = self._reboots
         house.loop.after(
             self._limit_s,
-            lambda: self._expect(
-                self._reboots != seen or house.evidence.phase != "rebooting", "the guest's reboot", self._limit_s
-            ),
+            lambda: self._expect(self._reboots != seen or house.evidence.phase != "rebooting", "the guest's reboot"),
         )
 
     def _on_rebooted(self) -> None:
@@ -214,12 +212,12 @@ class CloudHypervisor:
         self._console_known = False
         self._look_for_console(0.0)
 
-    def _expect(self, met: bool, what: str, limit_s: float = _REBOOT_S) -> None:
+    def _expect(self, met: bool, what: str) -> None:
         if met:
             return
         house = self._house
         why = f": {house.evidence.error}" if house.evidence.error else ""
-        house.evidence.hang = f"{what} hung, the VMM was killed after {limit_s:g} s{why}"
+        house.evidence.hang = f"{what} hung, the VMM was killed after {self._limit_s:.0f} s{why}"
         house.kill_vmm()
         house.save_state()
 

@@ -83,7 +83,7 @@ class Helpers:
         try:
             for helper in self._all:
                 self._start(helper)
-                if self._vmm_connects or helper.plan.calls:
+                if helper.plan.calls or self._vmm_connects:
                     continue
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 sockets[helper.plan.name] = sock

@@ -17,7 +17,6 @@ _UP, _LOWER_UP = 0x1, 0x10000
 _IFINFO = struct.Struct("=BxHiII")
 _MESSAGES_AT_ONCE = 256
 _BUFFER_BYTES = 1 << 16
-_RECEIVE_BYTES = 1 << 20
 
 
 class Nic(Protocol):
@@ -51,10 +50,10 @@ class LinkState:
 class LinkNotices:
     """The kernel's notices about links of the namespace in which it was opened; `fd` is readable when it has some."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, receive_bytes: int = 1 << 20) -> None:
         self._socket = rtnetlink.open_socket(_GROUP_LINK)
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.fd = self._socket.fileno()
 
     def read(self) -> frozenset[int] | None:

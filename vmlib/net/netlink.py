@@ -65,6 +65,29 @@ class Netlink:
         with _told(name):
             self._ipr.link("add", ifname=name, kind="macvtap", link=parent, macvtap_mode=mode, **more)
 
+    def create_macvlan(self, name: str, *, parent: int, mac: str) -> None:
+        """A place of the host's own among what else is on that parent; not up yet."""
+        with _told(name):
+            self._ipr.link("add", ifname=name, kind="macvlan", link=parent, macvlan_mode="bridge", address=mac)
+
+    def mark(self, index: int, *, alias: str) -> None:
+        with _told(str(index)):
+            self._ipr.link("set", index=index, ifalias=alias)
+
+    def add_address(self, index: int, address: str) -> None:
+        """Of the form "192.0.2.5/24"; nothing happens when it is there already."""
+        ip, _, length = address.partition("/")
+        try:
+            with _told(str(index)):
+                self._ipr.addr("add", index=index, address=ip, prefixlen=int(length))
+        except FileExistsError:
+            return
+
+    def raise_up(self, index: int) -> None:
+        """As an ordinary interface of the host's."""
+        with _told(str(index)):
+            self._ipr.link("set", index=index, state="up")
+
     def silence(self, index: int, *, alias: str) -> None:
         """Mark a link, and keep the host from using IPv6 on it."""
         with _told(str(index)):

@@ -56,7 +56,7 @@ def attach_user(nic: NicSpec, link: UserLink, index: int, *, passt: bool) -> Use
     )
     name, netns = f"net{index}", "" if link.netns is None else str(link.netns)
     if passt:
-        return StreamNic(name=name, mac=mac, network=nic.network, forwards=forwards, netns=netns)
+        return StreamNic(name=name, mac=mac, network=nic.network, forwards=forwards, netns=netns, dns=nic.dns)
     return UserNic(name=name, mac=mac, forwards=forwards, netns=netns)
 
 
