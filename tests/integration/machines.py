@@ -342,12 +342,12 @@ def _kind(cmdline: str) -> str:
 
 
 @contextlib.contextmanager
-def host_for(directory: Path, guest: Path, name: str) -> Iterator[Host]:
+def host_for(directory: Path, guest: Path, name: str, *, kind: type[Host] = Host) -> Iterator[Host]:
     """A host whose machines are ended when the block ends; what they leave even then fails the test."""
     layout = Layout(directory / "data", directory / "run")
     layout.data_dir.mkdir()
     layout.run_dir.mkdir()
-    host = Host(directory, guest, name)
+    host = kind(directory, guest, name)
     try:
         yield host
     finally:
