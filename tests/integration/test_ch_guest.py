@@ -76,3 +76,14 @@ def test_a_panic_ends_the_machine_with_the_kernels_words(host: Host) -> None:
     record = start(host, "panic").end()
     assert record.exit_code == 1
     assert "Kernel panic" in record.message
+
+
+def test_what_it_read_and_has_is_counted(host: Host) -> None:
+    root = RootDisk(image=FileRef(root=host.guest, relative="disk.qcow2"), format="qcow2")
+    one = start(host, root=root, seed=SeedSpec(instance_id="i-7", hostname="web"), balloon=True)
+    one.until_line(READY)
+    usage = one.machine.usage()
+    assert len(usage.disks) == 2
+    assert usage.disks[1].read_bytes >= 2048  # of its seed, it has read the whole label
+    assert usage.disks[1].read_ops > 0
+    assert 0 < usage.memory_bytes <= 128 << 20

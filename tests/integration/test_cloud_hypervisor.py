@@ -71,6 +71,11 @@ def test_its_vmm_is_an_ordinary_user_and_opens_by_itself_what_only_root_can_walk
     assert stat.S_IMODE(one.machine.paths.root.stat().st_mode) == 0o700
 
 
+def test_what_a_machine_has_is_counted(host: Host) -> None:
+    usage = host.start(root=image(host), disks=(DATA,), balloon=True).machine.usage()
+    assert (len(usage.disks), usage.nics, usage.memory_bytes) == (2, (), 128 << 20)
+
+
 def test_pins_are_there_when_the_start_returns_and_again_after_a_reboot(host: Host) -> None:
     one = host.start(root=image(host), cores=CoresSpec(exclusive=True))
     placement = one.machine.record.placement

@@ -79,6 +79,25 @@ class VcpuThread:
     thread_id: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What a device of the guest's has moved, by the guest's own words: an interface writes what it sends."""
+
+    read_bytes: int
+    write_bytes: int
+    read_ops: int  # of an interface: frames
+    write_ops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a machine has done so far, and has now."""
+
+    disks: tuple[Counters, ...]  # in the machine's order
+    nics: tuple[Counters, ...]  # none where only the host's links know
+    memory_bytes: int  # less what is in the balloon
+
+
 class Vmm(Protocol):
     """The plugin's conversation with one running VMM, over its request socket.
 
@@ -96,6 +115,8 @@ class Vmm(Protocol):
 
     def foreign_files(self) -> tuple[str, ...]:
         """Files that it opened for its disks without having been given them: an image's header names such."""
+
+    def usage(self) -> Usage: ...
 
     def power_button(self) -> None:
         """Press the guest's power button (ACPI)."""

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmlib import process, vcpu_threads
 from vmlib.errors import HostError, HypervisorError
-from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, VcpuThread, Vmm
+from vmlib.hypervisor.base import Accel, Capabilities, Counters, LaunchPlan, Usage, VcpuThread, Vmm
 from vmlib.hypervisor.ch_api import CALL_TIMEOUT_S, ApiClosedError, ApiError, ChApi
 from vmlib.hypervisor.ch_config import inherited_files, requests
 from vmlib.hypervisor.options import inherited
@@ -32,6 +33,13 @@ _BOOT_TIMEOUT_S = 60.0
 _PREFAULT_MIB_A_SECOND = 512  # of huge pages, which are zeroed one by one while it boots
 _NO_MACHINE = "not created"
 
+_DISK_WORDS = ("read_bytes", "write_bytes", "read_ops", "write_ops")
+_NIC_WORDS = {
+    "read_bytes": "rx_bytes",
+    "write_bytes": "tx_bytes",
+    "read_ops": "rx_frames",
+    "write_ops": "tx_frames",
+}
 _STATES = {"Created": "created", "Running": "running", "Paused": "paused", "Shutdown": "shutdown"}
 
 
@@ -154,6 +162,18 @@ class ChVmm:
     def foreign_files(self) -> tuple[str, ...]:
         return tuple(sorted(_opened(self._identity().pid, self._given)))
 
+    def usage(self) -> Usage:
+        found = self.api.get("vm.counters")
+        try:
+            disks = tuple(Counters(**{name: int(one[name]) for name in _DISK_WORDS}) for one in _of(found, "disk"))
+            nics = tuple(
+                Counters(**{ours: int(one[word]) for ours, word in _NIC_WORDS.items()}) for one in _of(found, "net")
+            )
+            memory = int(self.api.get("vm.info")["memory_actual_size"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise HypervisorError(f"vm.counters: {str(found)[:200]}, expected numbers of each device") from exc
+        return Usage(disks=disks, nics=nics, memory_bytes=memory)
+
     def power_button(self) -> None:
         self.api.put("vm.power-button")
 
@@ -192,6 +212,12 @@ class ChVmm:
 def attach_ch(run_dir: Path) -> ChVmm:
     """Talk to a VMM that may have been started by somebody else. What is wrong with it, the first call tells."""
     return ChVmm(run_dir)
+
+
+def _of(found: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The devices that we have named so, in order."""
+    names = [name for name in found if name.startswith(kind) and name.removeprefix(kind).isdecimal()]
+    return [found[name] for name in sorted(names, key=lambda name: int(name.removeprefix(kind)))]
 
 
 def _which(fd: int) -> tuple[int, int]:

@@ -193,7 +193,7 @@ def _balloon_args(spec: MachineSpec) -> list[str]:
         return []
     pairs = (("id", "balloon0"), ("deflate-on-oom", "on"), ("free-page-reporting", "on"))
     return [
-        "-device", option("virtio-balloon-pci", *pairs, ("addr", f"{_OWN_SLOT:#04x}.2")),
+        "-device", option("virtio-balloon-pci", *pairs, ("addr", f"{_OWN_SLOT:#04x}.3")),
     ]  # fmt: skip
 
 

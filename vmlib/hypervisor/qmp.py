@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vmlib.errors import HypervisorError
-from vmlib.hypervisor.base import VcpuThread
+from vmlib.hypervisor.base import Counters, Usage, VcpuThread
 from vmlib.lines import LineBuffer, LineTooLongError
 
 # The longest answers we ask for have some 200 bytes a vCPU, and 1000 for each layer of a disk.
@@ -76,6 +76,10 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise QmpProtocolError(f"not an object: {line[:_MAX_QUOTED]!r}")
     return message
+
+
+class QmpRefusedError(HypervisorError):
+    """The VMM answered that it will not."""
 
 
 class QmpClosedError(HypervisorError):
@@ -141,7 +145,7 @@ class QmpClient:
                         raise HypervisorError(f"{command}: {_error_text(message['error'])}")
                     continue
                 if "error" in message:
-                    raise HypervisorError(f"{command}: {_error_text(message['error'])}")
+                    raise QmpRefusedError(f"{command}: {_error_text(message['error'])}")
                 if "return" in message:
                     return message["return"]
                 raise HypervisorError(f"{command}: {_quoted(message)}, expected an answer")
@@ -262,6 +266,29 @@ class QmpVmm:
         except (KeyError, TypeError) as exc:
             raise HypervisorError(f"query-named-block-nodes: {_quoted(answer)}, expected a list of nodes") from exc
         return tuple(name for name in opened if not name.startswith("/dev/fdset/"))
+
+    def usage(self) -> Usage:
+        stats = self._call("query-blockstats")
+        try:
+            # Flash chips and the nodes below have no device of their own.
+            disks = tuple(
+                Counters(
+                    read_bytes=int(one["stats"]["rd_bytes"]),
+                    write_bytes=int(one["stats"]["wr_bytes"]),
+                    read_ops=int(one["stats"]["rd_operations"]),
+                    write_ops=int(one["stats"]["wr_operations"]),
+                )
+                for one in stats
+                if "virtio-backend" in str(one.get("qdev", ""))
+            )
+            return Usage(disks=disks, nics=(), memory_bytes=self._memory_bytes())
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise HypervisorError(f"query-blockstats: {_quoted(stats)}, expected numbers of each disk") from exc
+
+    def _memory_bytes(self) -> int:
+        with contextlib.suppress(QmpRefusedError):  # there is no balloon
+            return int(self._call("query-balloon")["actual"])
+        return int(self._call("query-memory-size-summary")["base-memory"])
 
     def power_button(self) -> None:
         self._call("system_powerdown")
