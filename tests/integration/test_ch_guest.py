@@ -9,11 +9,12 @@ import pytest
 
 from tests.guest.build import Guest
 from tests.integration.machines import READY, Host, Running, host_for
+from tests.integration.networks import network
 from vmlib.hypervisor.cloud_hypervisor import CloudHypervisor
 from vmlib.hypervisor.select import attach
 from vmlib.machine import Machines
 from vmlib.settings import HostSettings
-from vmlib.spec import CoresSpec, FileRef, RootDisk, SeedSpec
+from vmlib.spec import CoresSpec, FileRef, MacvtapLink, NicSpec, RootDisk, SeedSpec
 
 FAKE = Path(__file__).parent.parent / "fakes" / "cloud-hypervisor"
 ROOM_MIB = 1024  # for the QEMU inside, of which the limit of a Cloud Hypervisor knows nothing
@@ -87,3 +88,13 @@ def test_what_it_read_and_has_is_counted(host: Host) -> None:
     assert usage.disks[1].read_bytes >= 2048  # of its seed, it has read the whole label
     assert usage.disks[1].read_ops > 0
     assert 0 < usage.memory_bytes <= 128 << 20
+
+
+def test_a_guest_reaches_others_by_its_macvtap(short_dir: Path, guest: Guest) -> None:
+    lan = NicSpec(network="lan", link=MacvtapLink(parent="up0"), mac="52:54:00:00:00:0a")
+    with network() as net, host_for(short_dir, guest.directory, "cloud-hypervisor", kind=FakeHost) as host:
+        spec = host.spec("ip=eth0:192.0.2.10/24 ping=192.0.2.1", memory_max_mib=ROOM_MIB, nics=(lan,))
+        one = net.host.do(lambda: host.run(spec))
+        one.until_line("ping 192.0.2.1 ok")
+        net.host.do(one.machine.destroy)
+        assert net.host.ours() == []

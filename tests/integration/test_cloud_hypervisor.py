@@ -12,9 +12,10 @@ import pytest
 
 from tests.guest.build import Guest
 from tests.integration.machines import DATA, Host, Running, host_for
+from tests.integration.networks import network
 from vmlib.disk.overlay import forget_backing
 from vmlib.errors import HypervisorError, SpecError
-from vmlib.spec import CoresSpec, FileRef, MountSpec, RootDisk, SeedSpec
+from vmlib.spec import CoresSpec, FileRef, MacvtapLink, MountSpec, NicSpec, RootDisk, SeedSpec
 
 pytestmark = pytest.mark.needs("cloud-hypervisor")
 
@@ -171,3 +172,24 @@ def test_an_end_by_quit_leaves_no_socket_and_no_process(host: Host) -> None:
     assert record is not None
     one.machine.destroy()
     assert host.processes() == {"keeper": [], "vmm": [], "launcher": []}
+
+
+@pytest.mark.needs("root")
+def test_its_interfaces_are_macvtaps_that_it_was_sent_and_keeps_over_a_reboot(short_dir: Path, guest: Guest) -> None:
+    lan = NicSpec(network="lan", link=MacvtapLink(parent="up0"), mac="52:54:00:00:00:0a", rate_bytes=1 << 20)
+    nics = (lan, replace(lan, mac="52:54:00:00:00:0b", rate_bytes=0))
+    with network() as net, host_for(short_dir, guest.directory, "cloud-hypervisor") as host:
+        one = net.host.do(lambda: host.run(host.spec(vcpus=2, nics=nics)))
+        pid = one.machine.record.vmm_pid
+
+        def taps() -> int:
+            return sum("/tap" in os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
+
+        assert taps() >= 4  # two pairs of queues each
+        assert len(net.host.ours()) == 2
+        with one.machine._vmm() as vmm:
+            vmm.reboot()
+        assert taps() >= 4
+        assert len(one.machine.usage().nics) == 2
+        net.host.do(one.machine.destroy)
+        assert net.host.ours() == []

@@ -200,6 +200,24 @@ def test_cloud_hypervisor_runs_what_it_can(spec: MachineSpec, firmware: bool, na
     assert (chosen.name, reason) == (name, f"{name} with kvm" + (f": cloud-hypervisor: {why}" if why else ""))
 
 
+def test_what_was_found_too_late_for_the_choice_is_a_reason_as_any_other() -> None:
+    spec = replace(WITH_KERNEL, avoid={"cloud-hypervisor": "/srv/a.raw: uid 1 may not read it"})
+    chosen, reason = choose(spec, offer(AUTO, BOTH))
+    assert (chosen.name, reason) == (
+        "qemu",
+        "qemu with kvm: cloud-hypervisor: /srv/a.raw: uid 1 may not read it",
+    )
+    with pytest.raises(SpecError, match="cloud-hypervisor: /srv/a"):
+        choose(replace(spec, hypervisor="cloud-hypervisor"), offer(AUTO, BOTH))
+
+
+def test_only_cloud_hypervisor_keeps_an_interface_to_a_rate() -> None:
+    limited = replace(WITH_KERNEL, nics=(replace(nic(MacvtapLink(parent="eth0")), rate_bytes=1 << 20),))
+    assert choose(limited, offer(AUTO, BOTH))[0].name == "cloud-hypervisor"
+    with pytest.raises(SpecError, match="qemu: does not limit the rate of a network_interface"):
+        choose(limited, offer(AUTO, KVM))
+
+
 def test_a_pinned_one_takes_the_firmware_file_of_the_job_and_no_user_network() -> None:
     pinned = replace(SPEC, hypervisor="cloud-hypervisor", firmware=FileRef(root=Path("/alloc"), relative="CLOUDHV.fd"))
     with_file = replace(BOTH, firmware=True)
