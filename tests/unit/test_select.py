@@ -57,6 +57,14 @@ def offer(settings: HypervisorSettings, facts: Facts) -> Offer:
             "kvm",
             "qemu with kvm: cloud-hypervisor: version 50.0 is too old, expected at least 51.2",
         ),
+        (AUTO, replace(FAKE, cloud_hypervisor=CH), "cloud-hypervisor", "none", "cloud-hypervisor: pinned by the job"),
+        (
+            AUTO,
+            replace(FAKE, cloud_hypervisor=CH),
+            "",
+            "tcg",
+            "qemu with tcg: no usable KVM (cpu has neither vmx nor svm)",
+        ),
         (
             AUTO,
             replace(NO_KVM, cloud_hypervisor=CH),

@@ -110,7 +110,7 @@ def _cloud_hypervisor(settings: HypervisorSettings, facts: Facts) -> Candidate:
         return Candidate(
             name=name, why_not=facts.cloud_hypervisor.why_not, expected=bool(facts.cloud_hypervisor.version)
         )
-    if not facts.kvm:
+    if not facts.kvm and not facts.fake:
         # Without which QEMU says the same of itself.
         return Candidate(name=name, why_not=f"no usable KVM ({facts.why_no_kvm})", expected=False)
     return Candidate(
@@ -119,7 +119,9 @@ def _cloud_hypervisor(settings: HypervisorSettings, facts: Facts) -> Candidate:
             binary=facts.cloud_hypervisor.path,
             version=facts.cloud_hypervisor.version,
             firmware=settings.ch_firmware if facts.firmware else None,
+            accel="kvm" if facts.kvm else "none",
         ),
+        pin_only=not facts.kvm,  # one that plays it, in tests
     )
 
 
