@@ -267,6 +267,17 @@ def test_a_flood_on_the_console_arrives_whole(vmm: Driven) -> None:
     assert vmm.out.text == text
 
 
+def test_a_pty_that_its_vmm_has_given_up_costs_nobody_his_keeper(vmm: Driven) -> None:
+    main, slave = os.openpty()
+    path = os.ttyname(slave)
+    os.close(main)  # the other one keeps its name
+    with pytest.raises(HypervisorError):
+        vmm.show_console(path)
+    os.close(slave)
+    vmm("say", "still here\r\n")
+    vmm.until_said("still here")
+
+
 @pytest.mark.parametrize("path", ["/dev/pts/999999", "/dev/null", "/etc/passwd", "/dev/pts/../null", "/dev/pts/", ""])
 def test_only_a_pty_is_taken_for_a_console(vmm: Driven, path: str) -> None:
     with pytest.raises(HypervisorError):
