@@ -12,6 +12,7 @@ from vmlib.keeper.loop import Loop
 
 _INPUT = 1 << 16  # typed and not yet taken by the guest
 _READS = 64  # reads in a row, so that a flood leaves time for all else
+_LAST_ROUNDS = 256  # more than a pty can hold: a VMM that never stops cannot keep its keeper here
 _SLAVE_MAJORS = range(136, 144)
 _SYS_PIDFD_GETFD = 438
 
@@ -100,8 +101,9 @@ class PtyConsole:
 
     def close(self) -> None:
         """Read all that is there, then let go."""
-        while self.read():
-            pass
+        for _ in range(_LAST_ROUNDS):
+            if not self.read():
+                break
         self._forget()
 
     def _on_readable(self) -> None:
