@@ -89,7 +89,7 @@ def tool(net: Network, chv: Path, *words: str) -> Any:
 def test_a_parent_that_is_deleted_is_an_event_and_the_machine_stops_as_ever(
     net: Network, chv: Path, config: Path, guest: build.Guest, tmp_path: Path
 ) -> None:
-    words = "ip=eth0:192.0.2.20/24 ping=192.0.2.1 tick"
+    words = "ip=eth0:192.0.2.20/24 ping=192.0.2.1"
     with dev(net, chv, config, job(tmp_path, "lost", f"{boot(guest, words)}\n{STATIC}")) as one:
         one.read_until("ping 192.0.2.1 ok")  # it is honest, so the filter is not in its way
         assert read_event(one, "address", 5) == "address: 192.0.2.20 on lan"
@@ -103,7 +103,6 @@ def test_a_parent_that_is_deleted_is_an_event_and_the_machine_stops_as_ever(
         lost = read_event(one, "link lost", 5)
         assert time.monotonic() - deleted < 2.0
         assert "(lan) is gone" in lost
-        one.read_until("tick")
         one.process.send_signal(2)
         one.end()
         assert "power button" in one.console
@@ -121,7 +120,8 @@ def test_a_host_and_its_guest_reach_each_other_at_an_address_that_was_learned(
         told = read_event(one, "address", 60)
         assert told.startswith("address: 192.0.2.1")
         address = told.split()[1].rstrip(",")
-        one.read_until("ping 192.0.2.9 ok")
+        if "ping 192.0.2.9 ok" not in one.console:  # it may have been read on the way to the event
+            one.read_until("ping 192.0.2.9 ok")
         assert "hello from chv-guest" in get(net.host, address, 80)
         (machine,) = tool(net, chv, "ps", "--json", "--config", str(config))
         found = tool(net, chv, "inspect", machine["id"], "--json", "--config", str(config))

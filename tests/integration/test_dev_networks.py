@@ -211,7 +211,7 @@ runcmd:
   - ip -brief address show dev net0 > /dev/ttyS0
   - ip -4 route show default > /dev/ttyS0
   - ip -6 route show default > /dev/ttyS0
-  - cat /run/systemd/resolve/resolv.conf /etc/resolv.conf > /dev/ttyS0
+  - grep -rh DNS= /run/systemd/network > /dev/ttyS0
   - echo all told > /dev/ttyS0
 """
     words = f'image = "{image}"\n user_data = {json.dumps(user_data)}\n{STATIC}'
@@ -224,7 +224,7 @@ runcmd:
         "2001:db8::20/64",
         "default via 192.0.2.1 dev net0",
         "default via 2001:db8::1 dev net0",
-        "nameserver 192.0.2.53",
+        "DNS=192.0.2.53",
     ):
         assert told in console
 

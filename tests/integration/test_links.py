@@ -80,7 +80,7 @@ def test_the_link_is_there_while_the_machine_is(net: Network, host: Host, vcpus:
     held = [fd for fd in os.listdir(f"/proc/{one.vmm}/fd") if _is_tap(f"/proc/{one.vmm}/fd/{fd}")]
     assert len(held) == vcpus
     assert tap_descriptors() == []
-    one.until_line("tick 1")
+    one.until_line("tick 1", timeout_s=120)
     net.host.do(one.machine.destroy)
     assert net.host.ours() == []
 
@@ -122,9 +122,9 @@ def test_two_guests_and_a_third_host_reach_each_other_by_static_addresses(net: N
         net, host, host.spec(f"{own[1]} {PINGS} ping=192.0.2.10 ping=2001:db8::10", task="db", nics=(macvtap(MAC_2),))
     )
     for answered in ("192.0.2.1", "2001:db8::1", "192.0.2.11", "2001:db8::11"):
-        one.until_line(f"ping {answered} ok")
+        one.until_line(f"ping {answered} ok", timeout_s=120)
     for answered in ("192.0.2.1", "2001:db8::1", "192.0.2.10", "2001:db8::10"):
-        two.until_line(f"ping {answered} ok")
+        two.until_line(f"ping {answered} ok", timeout_s=120)
     for address in ("192.0.2.10", "192.0.2.11", "2001:db8::10", "2001:db8::11"):
         fetch(net.lan, address)
     for running in (one, two):
@@ -141,7 +141,7 @@ def test_two_guests_get_addresses_from_the_network(net: Network, host: Host, sho
     ]
     for running in machines:
         for answered in ("192.0.2.1", "2001:db8::1"):
-            running.until_line(f"ping {answered} ok")
+            running.until_line(f"ping {answered} ok", timeout_s=120)
         addresses = [line.split()[2] for line in running.out.lines if line.startswith(("address eth0 ", "ipv6 eth0 "))]
         assert addresses[0].startswith("192.0.2.1")
         assert addresses[1].startswith("2001:db8:")
@@ -157,7 +157,7 @@ def test_a_guest_on_a_bridge_is_a_host_among_others(net: Network, host: Host) ->
     words = "ip=eth0:192.0.2.10/24 ip=eth0:2001:db8::10/64"
     one = run(net, host, host.spec(f"{words} {PINGS} ping=192.0.2.2", nics=(nic,)))
     for answered in ("192.0.2.1", "2001:db8::1", "192.0.2.2"):
-        one.until_line(f"ping {answered} ok")
+        one.until_line(f"ping {answered} ok", timeout_s=120)
     for address in ("192.0.2.10", "2001:db8::10"):
         fetch(net.lan, address)
     fetch(net.host, "192.0.2.10")
@@ -190,7 +190,7 @@ def test_a_guest_takes_over_the_interface_of_its_alloc(net: Network, host: Host)
         assert record.mac == mac
         assert record.addresses == ("172.26.64.2/20", "2001:db8:1::2/64")
         assert mac.encode() in one.machine.paths.seed.read_bytes()
-        one.until_line("ping 172.26.64.1 ok")
+        one.until_line("ping 172.26.64.1 ok", timeout_s=120)
         one.until_line(f"got /sys/class/net/eth0/address {mac}")
         one.until_line("got /sys/class/net/eth0/mtu 1400")
         fetch(net.host, "172.26.64.2")
