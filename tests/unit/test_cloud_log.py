@@ -105,6 +105,15 @@ def test_junk_is_no_worse_than_a_line(junk: bytes) -> None:
     assert reader.feed(line("WARN", "b")) == shown("WARN", "b")
 
 
+def test_the_rest_of_a_line_that_another_keeper_began_to_read_is_no_word_of_its_own() -> None:
+    reader = LogReader(torn=True)
+    assert reader.feed(b"dated configuration, no less\r\n" + line("WARN", "b") + b"bare\n") == (
+        shown("WARN", "b") + b"bare\n"
+    )
+    whole = LogReader(torn=True)
+    assert whole.feed(line("ERROR", "a") + b"bare\n") == shown("ERROR", "a") + b"bare\n"
+
+
 def test_what_lacks_its_line_break_counts_at_the_end() -> None:
     reader = LogReader()
     assert reader.feed(b"Error: it is") == b""

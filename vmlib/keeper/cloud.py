@@ -64,6 +64,7 @@ class CloudHypervisor:
         if not adopted:
             return
         house, seen = self._house, self._house.evidence
+        self._log = LogReader(torn=True)
         with contextlib.suppress(OSError):  # a machine without its channel is kept all the same
             self._channel.listen(house.run_paths.guest_channel)
         if seen.panic or seen.hang:
@@ -204,6 +205,8 @@ class CloudHypervisor:
 
     def _on_rebooted(self) -> None:
         house = self._house
+        if house.evidence.shutdown == "guest-reset":
+            return  # it is being ended
         house.evidence.phase = "running"
         self._panicked = False
         house.save_state()

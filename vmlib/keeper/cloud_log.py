@@ -33,9 +33,13 @@ class LogWords:
 
 
 class LogReader:
-    """Takes the log's bytes, gives back what people should see of it, and keeps `words`."""
+    """Takes the log's bytes, gives back what people should see of it, and keeps `words`.
 
-    def __init__(self) -> None:
+    With `torn` somebody else has read it until now, perhaps up to the middle of a line.
+    """
+
+    def __init__(self, *, torn: bool = False) -> None:
+        self._torn = torn
         self.words = LogWords()
         self._rest = bytearray()
         self._now_s = 0.0
@@ -63,8 +67,9 @@ class LogReader:
     def _understand(self, line: str) -> bool:
         """True when it is for people."""
         found = _LINE.match(line)
+        torn, self._torn = self._torn, False
         if found is None:
-            return self._on_bare_line(line)
+            return not torn and self._on_bare_line(line)
         seconds, _, level, _, said = found.groups()
         self._now_s = float(seconds)
         if level == "ERROR":

@@ -1,6 +1,5 @@
 """The guest's console: two FIFOs that are the VMM's standard streams, or the slave of a pty that the VMM made."""
 
-import contextlib
 import ctypes
 import os
 import re
@@ -13,6 +12,7 @@ from vmlib.keeper.loop import Loop
 
 _INPUT = 1 << 16  # typed and not yet taken by the guest
 _READS = 64  # reads in a row, so that a flood leaves time for all else
+_LAST_ROUNDS = 256  # more than a pty can hold: a VMM that never stops cannot keep its keeper here
 _SLAVE_MAJORS = range(136, 144)
 _SYS_PIDFD_GETFD = 438
 
@@ -40,10 +40,13 @@ class Typing:
             self._loop.want_write(self._fd, self._pump if self._waiting else None)
 
     def _pump(self) -> None:
-        # A hung-up pty says so on its other side.
-        with contextlib.suppress(OSError):
+        try:
             while self._waiting and self._fd >= 0:
                 del self._waiting[: os.write(self._fd, self._waiting)]
+        except BlockingIOError:
+            return
+        except OSError:  # a pty without another side, which reading tells as well
+            self._waiting.clear()
 
 
 class PtyConsole:
@@ -98,8 +101,9 @@ class PtyConsole:
 
     def close(self) -> None:
         """Read all that is there, then let go."""
-        while self.read():
-            pass
+        for _ in range(_LAST_ROUNDS):
+            if not self.read():
+                break
         self._forget()
 
     def _on_readable(self) -> None:
@@ -141,9 +145,12 @@ def _pid_of(pidfd: int) -> int:
 
 
 def _make_raw(fd: int) -> None:
-    """Bytes as they are, both ways, and no echo."""
-    mode = termios.tcgetattr(fd)
-    mode[0] = mode[1] = mode[3] = 0
-    mode[2] = (mode[2] & ~(termios.CSIZE | termios.PARENB)) | termios.CS8 | termios.CREAD
-    mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-    termios.tcsetattr(fd, termios.TCSANOW, mode)
+    """Bytes as they are, both ways, and no echo. Raises OSError."""
+    try:
+        mode = termios.tcgetattr(fd)
+        mode[0] = mode[1] = mode[3] = 0
+        mode[2] = (mode[2] & ~(termios.CSIZE | termios.PARENB)) | termios.CS8 | termios.CREAD
+        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(fd, termios.TCSANOW, mode)
+    except termios.error as exc:  # which is none: a VMM that ends has closed the other side
+        raise OSError(*exc.args) from exc
