@@ -61,6 +61,8 @@ class PluginConfig:
     vm_user: str  # without vm_uids: one for all
     qemu_binary: str
     qemu_accel: Literal["auto", "kvm", "tcg"]
+    ch_binary: str
+    ch_firmware: Path | None  # a CLOUDHV.fd or hypervisor-fw
     image_max_size_bytes: int
     image_paths: tuple[Path, ...]
     default_network: str
@@ -86,6 +88,7 @@ class DiskConfig:
     readonly: bool = False
     persistent: bool = False
     serial: str = ""
+    rate_bytes: int = 0  # a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,7 @@ class TaskConfig:
     agent: bool = True
     share: tuple[str, ...] = ()  # words of SHARES
     tpm: bool = False
+    balloon: bool = False
     hypervisor: str = ""
 
 
@@ -139,6 +143,8 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
         vm_user=_user(complaints, values["vm_user"]),
         qemu_binary=_binary(complaints, "qemu.binary", values["qemu"]["binary"]),
         qemu_accel=values["qemu"]["accel"],
+        ch_binary=_binary(complaints, "cloud_hypervisor.binary", values["cloud_hypervisor"]["binary"]),
+        ch_firmware=_firmware_file(complaints, values["cloud_hypervisor"]["firmware"]),
         cores=_cores(complaints, values["cores"]),
         image_max_size_bytes=_size(complaints, "image_max_size", values["image_max_size"]),
         image_paths=_image_paths(complaints, values["image_paths"]),
@@ -197,6 +203,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         agent=values["agent"],
         share=_share(complaints, values["share"]),
         tpm=values["tpm"],
+        balloon=values["balloon"],
         hypervisor=values["hypervisor"],
     )
     if alone:
@@ -280,6 +287,10 @@ def _binary(complaints: Complaints, key: str, text: str) -> str:
     if not text or ("/" in text and not text.startswith("/")):
         complaints.add(key, "expected the name of a program or an absolute path", value=text)
     return text
+
+
+def _firmware_file(complaints: Complaints, text: str) -> Path | None:
+    return _directory(complaints, "cloud_hypervisor.firmware", text) if text else None
 
 
 def _image_paths(complaints: Complaints, texts: tuple[str, ...]) -> tuple[Path, ...]:
@@ -474,6 +485,7 @@ def _disks(complaints: Complaints, blocks: list[dict[str, Any]]) -> tuple[DiskCo
                 readonly=block["readonly"],
                 persistent=block["persistent"],
                 serial=serial,
+                rate_bytes=config_network.rate_bytes(complaints, f"{path}.rate_limit", block["rate_limit"]),
             )
         )
     return tuple(disks)

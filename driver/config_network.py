@@ -14,8 +14,10 @@ from ipaddress import (
 from typing import Any, Literal
 
 from driver.decode import Complaints, path_of_label
+from driver.units import parse_size
 from vmlib.spec import MacvtapMode
 
+_MIN_RATE_BYTES = 64 << 10  # below it a single request of a guest's takes longer than it waits for
 ALLOC = "alloc"  # as the name of a network: the alloc's own network namespace
 
 _NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
@@ -76,6 +78,21 @@ class InterfaceConfig:
     addresses: tuple[str, ...] = ()  # with the length of the prefix
     gateways: tuple[str, ...] = ()  # at most one of each family
     dns: tuple[str, ...] = ()
+    rate_bytes: int = 0  # a second
+
+
+def rate_bytes(complaints: Complaints, key: str, text: str) -> int:
+    """Bytes a second, of an interface or a disk; 0 for no limit."""
+    if not text:
+        return 0
+    try:
+        size = parse_size(text)
+    except ValueError as exc:
+        complaints.add(key, str(exc), value=text)
+        return 0
+    if size < _MIN_RATE_BYTES:
+        complaints.add(key, "expected at least 64KiB, a second", value=text)
+    return size
 
 
 # -- plugin block ----------------------------------------------------------------------------------------------------
@@ -189,6 +206,7 @@ def interfaces(complaints: Complaints, blocks: Sequence[Mapping[str, Any]]) -> t
                 addresses=tuple(map(str, own)),
                 gateways=tuple(_gateways(complaints, path, block["gateway"], own)),
                 dns=tuple(_dns(complaints, f"{path}.dns", block["dns"])),
+                rate_bytes=rate_bytes(complaints, f"{path}.rate_limit", block["rate_limit"]),
             )
         )
     return tuple(made)

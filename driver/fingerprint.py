@@ -26,6 +26,7 @@ class NodeFacts:
     """What the probe found. `problems` keep machines from running at all, `warnings` do not."""
 
     hypervisors: tuple[str, ...] = ()
+    cloud_hypervisor_version: str = ""
     qemu_version: str = ""
     accel: str = ""
     networks: tuple[NetworkFacts, ...] = ()
@@ -49,6 +50,8 @@ def fingerprint(facts: NodeFacts) -> Fingerprint:
     attributes: dict[str, Value] = {"driver.chv": True, "driver.chv.version": __version__}
     if facts.hypervisors:
         attributes["driver.chv.hypervisors"] = ",".join(facts.hypervisors)
+    if facts.cloud_hypervisor_version:
+        attributes["driver.chv.cloud_hypervisor.version"] = facts.cloud_hypervisor_version
     if facts.qemu_version:
         attributes["driver.chv.qemu.version"] = facts.qemu_version
     if facts.accel:

@@ -54,6 +54,7 @@ def nic_specs(
                 addresses=interface.addresses,
                 gateways=interface.gateways,
                 dns=interface.dns,
+                rate_bytes=interface.rate_bytes,
             )
         )
     _check_together(complaints, made)

@@ -60,7 +60,13 @@ def owner_of_this_process() -> Owner:
 
 
 def hypervisor_settings(config: PluginConfig) -> HypervisorSettings:
-    return HypervisorSettings(hypervisor=config.hypervisor, qemu_binary=config.qemu_binary, accel=config.qemu_accel)
+    return HypervisorSettings(
+        hypervisor=config.hypervisor,
+        ch_binary=config.ch_binary,
+        ch_firmware=config.ch_firmware,
+        qemu_binary=config.qemu_binary,
+        accel=config.qemu_accel,
+    )
 
 
 def unprivileged_warning(config: PluginConfig) -> str:
@@ -205,12 +211,14 @@ class Node:
 
     def quick_facts(self) -> NodeFacts:
         """What can be said without starting a program."""
-        missing = self.config.hypervisor != "fake" and find_program(self.config.qemu_binary) is None
+        programs = {"cloud-hypervisor": self.config.ch_binary, "qemu": self.config.qemu_binary}
+        allowed = {name: one for name, one in programs.items() if self.config.hypervisor in (name, "auto")}
+        missing = allowed and all(find_program(one) is None for one in allowed.values())
         return NodeFacts(
             networks=tuple(
                 network_facts((n for n in self.config.networks.values() if n.mode == "user"), {}, router=user_router())
             ),
-            problems=(f"qemu: {self.config.qemu_binary} is not installed",) if missing else (),
+            problems=tuple(f"{name}: {one} is not installed" for name, one in allowed.items()) if missing else (),
         )
 
     async def facts(self) -> NodeFacts:
@@ -229,6 +237,7 @@ class Node:
         nfs_words = [f"nfs {name}: {exports[name].server}: {why}" for name, why in silence.items() if why]
         return NodeFacts(
             hypervisors=tuple(dict.fromkeys(hypervisor.name for hypervisor in usable)),
+            cloud_hypervisor_version=next((h.version for h in usable if h.name == "cloud-hypervisor"), ""),
             qemu_version=next((h.version for h in usable if h.name == "qemu"), ""),
             accel=usable[0].accel if usable else "",
             networks=networks,

@@ -83,10 +83,6 @@ def _later(name: str, default: str = "", max_bytes: int = PATH_MAX_BYTES) -> Key
     return Key(name=name, default=default, works=(default,), planned=ANY, max_bytes=max_bytes)
 
 
-def _later_switch(name: str) -> Key:
-    return Key(name=name, kind="bool", default=False, works=(False,), planned=ANY)
-
-
 def _later_list(name: str) -> Key:
     return Key(name=name, kind="strings", default=(), works=((),), planned=ANY, max_bytes=PATH_MAX_BYTES)
 
@@ -94,13 +90,13 @@ def _later_list(name: str) -> Key:
 PLUGIN: Members = (
     Key(name="data_dir", default="/var/lib/chv", max_bytes=PATH_MAX_BYTES),
     Key(name="run_dir", default="/run/chv", max_bytes=PATH_MAX_BYTES),
-    _choice("hypervisor", "auto", "qemu", planned=("cloud-hypervisor",), hidden=("fake",)),
+    _choice("hypervisor", "auto", "cloud-hypervisor", "qemu", hidden=("fake",)),
     Key(name="vm_uids"),
     Key(name="vm_user", default="chv"),
     Block(
         name="cloud_hypervisor",
         form="one",
-        members=(_later("binary", "cloud-hypervisor"), _later("firmware")),
+        members=(Key(name="binary", default="cloud-hypervisor", max_bytes=PATH_MAX_BYTES), _path("firmware")),
     ),
     Block(
         name="qemu",
@@ -190,7 +186,7 @@ TASK: Members = (
             Key(name="size"),
             _switch("persistent"),
             Key(name="serial"),
-            _later("rate_limit"),
+            Key(name="rate_limit"),
             _path("source"),
             _switch("readonly"),
             _choice("format", "", "raw", "qcow2"),
@@ -206,7 +202,7 @@ TASK: Members = (
             Key(name="address", kind="strings", default=()),
             Key(name="gateway", max_bytes=128),
             Key(name="dns", kind="strings", default=()),
-            _later("rate_limit"),
+            Key(name="rate_limit"),
         ),
     ),
     _choice("on_reboot", "restart", "exit"),
@@ -214,9 +210,9 @@ TASK: Members = (
     _switch("agent", default=True),
     _choice("wait_for", "", planned=("agent",)),
     Key(name="share", kind="strings", default=()),
-    _later_switch("balloon"),
+    _switch("balloon"),
     _later_list("vfio"),
-    _choice("hypervisor", "", "qemu", planned=("cloud-hypervisor",), hidden=("fake",)),
+    _choice("hypervisor", "", "cloud-hypervisor", "qemu", hidden=("fake",)),
 )
 
 

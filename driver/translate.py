@@ -81,6 +81,7 @@ def machine_spec(
         cores=cores,
         memory_max_mib=_memory_max_mib(task),
         hugepages=options.hugepages,
+        balloon=options.balloon,
         hypervisor=options.hypervisor,
         on_reboot=options.on_reboot,
         on_panic=options.on_panic,
@@ -259,6 +260,7 @@ def _disks(finder: _Finder, task: pb.TaskConfig, options: TaskConfig) -> tuple[D
                 size_bytes=disk.size_bytes,
                 readonly=disk.readonly,
                 serial=disk.serial,
+                rate_bytes=disk.rate_bytes,
                 persistent=_disk_key(task, disk.name) if disk.persistent else None,
             )
         )

@@ -149,6 +149,16 @@ def _kvm() -> str:
     return "" if usable else f"no usable KVM: {why_not}"
 
 
+def _cloud_hypervisor() -> str:
+    """A Cloud Hypervisor that starts. Whether guests run in it is another question: `kvm`."""
+    found = find_cloud_hypervisor()
+    if found is None:
+        return "no cloud-hypervisor on PATH and CHV_CLOUD_HYPERVISOR is not set"
+    if why_not := probe.cloud_hypervisor_program(str(found)).why_not:
+        return why_not
+    return "" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "no /dev/kvm"
+
+
 def _lab() -> str:
     """In the node: that it is what its tests expect. Elsewhere: that a node can be built and booted."""
     if IN_LAB:
@@ -174,5 +184,6 @@ PROBES: dict[str, Callable[[], str]] = {
     "cgroup": _cgroup,
     "cgroup2": _cgroup2,
     "kvm": _kvm,
+    "cloud-hypervisor": _cloud_hypervisor,
     "lab": _lab,
 }

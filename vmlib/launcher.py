@@ -167,6 +167,8 @@ def launch(spec: dict[str, Any], parent: int) -> None:
         enter_network(netns)
     if mount := spec.get("mount"):
         mount_for_ourselves(spec["fds"][mount["directory"]], mount["at"], readonly=mount["readonly"])
+    if cpus := spec.get("cpus"):
+        os.sched_setaffinity(0, cpus)
     Path("/proc/self/oom_score_adj").write_text("0")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)

@@ -24,12 +24,13 @@ from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityErro
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
 from vmlib.keeper import client as keeper
-from vmlib.keeper.plan import HelperPlan, KeeperPlan
+from vmlib.keeper.plan import HelperPlan, KeeperPlan, reboot_timeout_s
 from vmlib.net.stray import Marked, marked_links
 from vmlib.net.user import explain_forward_failure
 from vmlib.paths import Layout, MachinePaths, RunPaths
-from vmlib.preflight import Preflight, firmware_of, make_private, nic_record
+from vmlib.preflight import Preflight, firmware_of, handed_over, make_private, nic_record
 from vmlib.record import MachineRecord, Mark, load_machine, load_mark
+from vmlib.resources import Resources
 from vmlib.running import Machine, take_back
 from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
@@ -127,16 +128,30 @@ class Machines:
             nics = tuple(one.nic for one in plugged)
             res, told = self._preflight.resources(spec, given, nics, paths, run, who, ours, journal)
             res = replace(res, firmware=firmware_of(spec, hypervisor, paths, ours))
+            if hypervisor.capabilities.opens_files:
+                try:
+                    res = handed_over(res, paths, self._layout, run, ours)
+                except SpecError as exc:  # found only now; another one may take the files as they are
+                    hypervisor, reason = self._choose(replace(spec, avoid={hypervisor.name: str(exc)}))
+                    if hypervisor.capabilities.opens_files:
+                        raise
+                    res = replace(res, firmware=firmware_of(spec, hypervisor, paths, ours))
             failpoint.hit("start.files")
             journal.note("cores.free", machine_id=spec.id)
-            assigned = self.cores.reserve(spec)
+            can = hypervisor.capabilities
+            assigned = self.cores.reserve(spec, renews=not can.threads_before_boot)
             failpoint.hit("start.ledger")
             groups = self._groups(spec, assigned, hypervisor, journal)
             failpoint.hit("start.cgroups")
 
+            if not can.threads_before_boot:
+                res = _placed(res, assigned)
             plan = hypervisor.plan(spec, res, reason=reason)
             journal.note("machine.end", run_dir=str(run.root))
             keeper_plan = _keeper_plan(spec, plan, paths, run, groups, helpers.plans(res, run, groups))
+            if not can.threads_before_boot:
+                # They inherit it from the first thread; a vCPU leaves for its own place by itself, or by us.
+                keeper_plan = replace(keeper_plan, cpus=sorted(assigned.confinement.emulator))
             try:
                 lease, vmm_identity = keeper.start_keeper(keeper_plan)
             except LaunchError as exc:
@@ -144,14 +159,14 @@ class Machines:
             ours.enter_context(lease)
             failpoint.hit("start.spawned")
             try:
-                vmm = hypervisor.attach(run.root)
+                vmm = hypervisor.prepare(plan, run.root, console=lease.show_console)
                 ours.callback(vmm.close)
-                threads = _verified_threads(vmm, spec)
-                _expect_only_given_files(vmm)
-                failpoint.hit("start.verified")
-                self.cores.confine(spec.id, groups, vmm_pid=vmm_identity.pid, vcpu_tids=threads)
-                failpoint.hit("start.pinned")
-                vmm.boot()
+                if can.threads_before_boot:
+                    self._verify_and_pin(vmm, spec, groups, vmm_identity)
+                    vmm.boot()
+                else:
+                    vmm.boot()
+                    self._verify_and_pin(vmm, spec, groups, vmm_identity)
             except HypervisorError as exc:
                 raise self._explained(_with_last_words(exc, lease), spec) from exc
             failpoint.hit("start.booted")
@@ -170,6 +185,7 @@ class Machines:
                 vmm_pid=vmm_identity.pid,
                 vmm_start_time=vmm_identity.start_time,
                 placement=assigned.placement,
+                renews=not can.threads_before_boot,
                 nics=tuple(nic_record(one) for one in plugged),
                 alive_while=str(spec.alive_while or ""),
             )
@@ -185,6 +201,13 @@ class Machines:
         odd = [Notice(spec.id, "link down", one.notice) for one in plugged if one.notice]
         machine.notices = (*assigned.notices, *told, *odd)
         return machine
+
+    def _verify_and_pin(self, vmm: Vmm, spec: MachineSpec, groups: cgroup.MachineGroups, who: process.Identity) -> None:
+        threads = _verified_threads(vmm, spec)
+        _expect_only_given_files(vmm)
+        failpoint.hit("start.verified")
+        self.cores.confine(spec.id, groups, vmm_pid=who.pid, vcpu_tids=threads)
+        failpoint.hit("start.pinned")
 
     def _groups(
         self, spec: MachineSpec, assigned: Assigned, hypervisor: Hypervisor, journal: Journal
@@ -288,6 +311,7 @@ class Machines:
                     run_dir=record.run_dir,
                     placement=record.placement,
                     level=record.placement.level,
+                    renews=record.renews,
                 )
 
     def _machine(self, record: MachineRecord, paths: MachinePaths) -> Machine:
@@ -336,11 +360,19 @@ def _keeper_plan(
         cgroups=[str(path) for path in groups.vmm],
         keeper_cgroups=[str(path) for path in groups.keeper],
         memory_group=str(groups.memory or ""),
+        dialect=plan.dialect,
         monitor=plan.monitor,
         channel=plan.channel,
+        reboot_timeout_s=reboot_timeout_s(spec.memory_mib, hugepages=spec.hugepages, helpers=bool(helper_plans)),
         on_reboot=plan.on_reboot,
         on_panic=plan.on_panic,
     )
+
+
+def _placed(res: Resources, assigned: Assigned) -> Resources:
+    """What a VMM is told of its vCPUs' places. Those that may have to yield are moved from outside only."""
+    fixed = assigned.placement.level == "node"
+    return replace(res, affinity=assigned.confinement.vcpus if fixed else (), cells=assigned.cells if fixed else ())
 
 
 def _verified_threads(vmm: Vmm, spec: MachineSpec) -> tuple[int, ...]:

@@ -116,6 +116,30 @@ class RunPaths:
         return sorted(self.root.glob("helper.*"))
 
     @property
+    def events(self) -> Path:
+        """FIFO into which Cloud Hypervisor writes its events."""
+        return self.root / "events"
+
+    @property
+    def vmm_dir(self) -> Path:
+        """Owned by the VMM's user: sockets that it makes, and those that it connects to. Only for Cloud Hypervisor."""
+        return self.root / "v"
+
+    @property
+    def vsock(self) -> Path:
+        """Where Cloud Hypervisor listens for whoever calls its guest."""
+        return self.vmm_dir / "vsock"
+
+    @property
+    def guest_channel(self) -> Path:
+        """Where Cloud Hypervisor connects to for a guest that calls port 5000 of its host: the keeper listens."""
+        return self.vmm_dir / "vsock_5000"
+
+    def vmm_helper_socket(self, name: str) -> Path:
+        """Where the helper of that name listens, if its VMM connects by itself."""
+        return self.vmm_dir / f"{name}.sock"
+
+    @property
     def helper_words(self) -> Path:
         """FIFO of what the helpers say."""
         return self.root / "helpers"

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from vmlib import credentials, far, files, helpers, hook_run, postflight, probe, process
@@ -15,19 +16,21 @@ from vmlib.cores.service import Notice
 from vmlib.disk import nfs
 from vmlib.disk.cache import ImageCache
 from vmlib.disk.data import prepare_disk, wants_source
-from vmlib.disk.flash import open_firmware, prepare_uefi
+from vmlib.disk.flash import open_firmware, open_own_payload, open_payload, prepare_uefi
 from vmlib.disk.intake import Intake, Tell
 from vmlib.disk.persistent import Holder
 from vmlib.disk.root import prepare_root, wants_image
 from vmlib.disk.seed import cloud_config, seed_files, with_user_data, write_seed
 from vmlib.disk.stage import stage_boot
 from vmlib.disk.volume import prepare_mounts
+from vmlib.errors import SpecError
+from vmlib.handover import hand_over, name_backings, with_vmm_dir
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.journal import Journal
 from vmlib.net.making import MAX_QUEUE_PAIRS, Making, Plugged
 from vmlib.net.names import link_mark
 from vmlib.net.plug import plug
-from vmlib.paths import MachinePaths, RunPaths
+from vmlib.paths import Layout, MachinePaths, RunPaths
 from vmlib.record import NicRecord
 from vmlib.resources import (
     Credentials,
@@ -216,17 +219,30 @@ def firmware_of(
     spec: MachineSpec, hypervisor: Hypervisor, paths: MachinePaths, ours: ExitStack
 ) -> FirmwareFiles | None:
     """The firmware that the machine brings along; None when the hypervisor's own will do. `ours` closes the files."""
-    firmware = spec.boot_firmware
-    if not firmware:
+    firmware, can = spec.boot_firmware, hypervisor.capabilities
+    if not firmware and (spec.boot is not None or can.bios):
         return None
     if isinstance(firmware, FileRef):
-        files_ = open_firmware(firmware)
+        files_ = open_firmware(firmware) if can.flash else open_own_payload(firmware)
+    elif not can.flash:
+        files_ = open_payload(hypervisor.uefi_firmware().code)
     else:
         files_ = prepare_uefi(paths.firmware_vars, hypervisor.uefi_firmware)
     for file in (files_.code, files_.variables):
         if file is not None:
             ours.callback(os.close, file.fd)
     return files_
+
+
+def handed_over(res: Resources, paths: MachinePaths, layout: Layout, run: RunPaths, ours: ExitStack) -> Resources:
+    """The machine for a VMM that opens its files by itself. Raises SpecError when it may not open one of them."""
+    if why_not := hand_over(res, (paths.root, layout.disks)):
+        raise SpecError(why_not)
+    name_backings(res)
+    made = with_vmm_dir(res, run)
+    if made.vmm_dir is not None:
+        ours.callback(os.close, made.vmm_dir.fd)
+    return replace(made, landlock=probe.landlock_usable())
 
 
 def nic_record(one: Plugged) -> NicRecord:

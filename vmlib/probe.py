@@ -1,6 +1,7 @@
 """What this host can do, found out by doing it: hardware virtualisation, and the programs that are installed."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -15,6 +16,9 @@ from vmlib.errors import HostError
 from vmlib.process import TOOL_ENVIRONMENT, run_tool
 
 QEMU_MIN_VERSION = (7, 2, 0)
+CLOUD_HYPERVISOR_MIN_VERSION = (51, 2)
+CLOUD_HYPERVISOR_RECOMMENDED = (53, 0)
+_CLOUD_HYPERVISOR_REFUSED = ((52, 0),)
 VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
 VIRTIOFSD_CURE = "install virtiofsd, which is in the package qemu-system-common on Debian 12 and in virtiofsd elsewhere"
 SWTPM_CURE = "install the package swtpm"
@@ -28,6 +32,10 @@ _KVM_GET_API_VERSION = 0xAE00
 _KVM_CREATE_VM = 0xAE01
 _KVM_CREATE_VCPU = 0xAE41
 _KVM_API_VERSION = 12  # the only one there has been since 2007
+
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_VERSION = 1  # only tell which version of it the kernel has
+_LANDLOCK_TRUNCATE = 3  # of Linux 6.2
 
 Ioctl = Callable[[int, int, int], int]
 
@@ -141,6 +149,37 @@ def version_complaint(version: str) -> str:
     return f"version {version} is too old, expected at least {'.'.join(map(str, QEMU_MIN_VERSION[:2]))}"
 
 
+def cloud_hypervisor_program(binary: str) -> Program:
+    """Look for Cloud Hypervisor on the path of a VMM and ask its version, once for each state of the file."""
+    path = find_program(binary)
+    if path is None:
+        return Program(path=binary, why_not=f"{binary} is not installed")
+    try:
+        version = parse_cloud_hypervisor_version(_says_version(path, os.stat(path).st_mtime_ns))
+    except (OSError, HostError) as exc:
+        return Program(path=path, why_not=f"{path} --version: {exc}")
+    return Program(path=path, version=version, why_not=cloud_hypervisor_complaint(version))
+
+
+def parse_cloud_hypervisor_version(text: str) -> str:
+    """`53.0` or `51.2` out of the first line of `cloud-hypervisor --version`. Raises HostError."""
+    line = text.strip().partition("\n")[0][:100]
+    found = re.match(r"cloud-hypervisor v?(\d+)\.(\d+)", line)
+    if found is None:
+        raise HostError(f"says {line!r}, expected `cloud-hypervisor vX.Y`")
+    return f"{int(found[1])}.{int(found[2])}"
+
+
+def cloud_hypervisor_complaint(version: str) -> str:
+    """Why that version of Cloud Hypervisor is of no use to us; "" when it is."""
+    number = tuple(map(int, version.split(".")))
+    if number < CLOUD_HYPERVISOR_MIN_VERSION:
+        return f"version {version} is too old, expected at least {'.'.join(map(str, CLOUD_HYPERVISOR_MIN_VERSION))}"
+    if number in _CLOUD_HYPERVISOR_REFUSED:
+        return f"version {version} miscounts its guest's memory, expected 53.0 or later"
+    return ""
+
+
 def virtiofsd_program() -> Program:
     """Look for virtiofsd where distributions put it, and ask its version, once for each state of the file."""
     found = next((path for path in VIRTIOFSD_PLACES if os.access(path, os.X_OK)), None) or find_program("virtiofsd")
@@ -225,6 +264,12 @@ def _opens_by_io_uring(qemu_img: str) -> bool:
     except HostError:  # built without it, or not allowed here
         return False
     return True
+
+
+def landlock_usable() -> bool:
+    """Whether the kernel lets a process give up all files but those it names, links and renames included (6.2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)) >= _LANDLOCK_TRUNCATE
 
 
 def _words(exc: OSError) -> str:

@@ -59,6 +59,7 @@ class MachineRecord:
     vmm_pid: int
     vmm_start_time: int
     placement: Placement | None = None  # what it got at its start, should the ledger be lost; None: nobody knows
+    renews: bool = False  # its VMM makes all threads anew at each reboot of the guest
     nics: tuple[NicRecord, ...] = ()
     alive_while: str = ""
 

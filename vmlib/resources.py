@@ -16,6 +16,11 @@ class OpenFile:
     path: Path
     remote: bool = False
 
+    @property
+    def inherited_path(self) -> str:
+        """By which the VMM may open this very file anew, whatever lies at `path` by then."""
+        return f"/proc/self/fd/{self.fd}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootFiles:
@@ -31,7 +36,7 @@ class Firmware:
     """Firmware that is installed on the host."""
 
     code: Path
-    variables: Path  # an empty variable store: the template of each machine's own
+    variables: Path | None  # an empty variable store: the template of each machine's own; None: it keeps none
     smm: bool = False  # it protects its variables, for which it needs the CPU's system management mode
     enrolled: bool = False  # it comes with keys, and boots only what is signed with them
 
@@ -57,6 +62,7 @@ class DiskAttachment:
     backing: OpenFile | None = None
     backing_format: Literal["raw", "qcow2"] | None = None
     block_device: bool = False
+    rate_bytes: int = 0  # a second, at most; 0 = no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +140,14 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NumaCell:
+    """The vCPUs of a machine that sit on one NUMA node of the host's."""
+
+    node: int
+    vcpus: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """All that preflight made. Descriptors belong to the caller, who closes its copies once the VMM runs."""
 
@@ -145,3 +159,8 @@ class Resources:
     shares: tuple[ShareAttachment, ...] = ()
     tpm: TpmAttachment | None = None
     nics: tuple[Nic, ...] = ()
+    vfio: tuple[str, ...] = ()  # PCI addresses of devices of the host's that the guest gets
+    vmm_dir: OpenFile | None = None  # where the VMM may make sockets of its own
+    landlock: bool = False  # the kernel can keep a process from all files but those that it names
+    affinity: tuple[frozenset[int], ...] = ()  # the CPUs of each vCPU, for good; () = they may be moved
+    cells: tuple[NumaCell, ...] = ()  # where they are on more than one NUMA node

@@ -14,7 +14,7 @@ from vmlib.cores.ledger import read_entries
 from vmlib.cores.service import Notice
 from vmlib.cores.words import Entry
 from vmlib.errors import HypervisorError
-from vmlib.hypervisor.base import VcpuThread, Vmm
+from vmlib.hypervisor.base import Usage, VcpuThread, Vmm
 from vmlib.keeper import client as keeper
 from vmlib.keeper import oom
 from vmlib.keeper.verdict import Evidence, Verdict, judge
@@ -142,6 +142,10 @@ class Machine:
     def vcpus(self) -> tuple[VcpuThread, ...]:
         with self._vmm() as vmm:
             return vmm.vcpus()
+
+    def usage(self) -> Usage:
+        with self._vmm() as vmm:
+            return vmm.usage()
 
     def pause(self) -> None:
         with self._vmm() as vmm:

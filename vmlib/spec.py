@@ -86,6 +86,7 @@ class DiskSpec:
     size_bytes: int | None = None  # of a disk without source; a copy is grown to it
     readonly: bool = False
     serial: str = ""  # what the guest knows it by
+    rate_bytes: int = 0  # a second, at most; 0 = no limit
     persistent: DiskKey | None = None  # None: it goes with the machine
 
 
@@ -171,6 +172,7 @@ class NicSpec:
     gateways: tuple[str, ...] = ()  # at most one of each family
     dns: tuple[str, ...] = ()  # addresses of servers
     search: tuple[str, ...] = ()  # domains
+    rate_bytes: int = 0  # a second in each direction, at most; 0 = no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +213,12 @@ class MachineSpec:
     cores: CoresSpec = field(default_factory=CoresSpec)
     memory_max_mib: int = 0  # the VMM's cgroup may use at least this much; 0 = what its RAM and overhead need
     hugepages: bool = False
+    balloon: bool = False  # the guest gives back memory that it does not use
+    vfio: tuple[str, ...] = ()  # PCI addresses of devices of the host's that it takes over
     hypervisor: str = ""  # "" = the best one that is usable
+    avoid: Mapping[str, str] = field(
+        default_factory=dict
+    )  # hypervisors that were found not to do, each with the reason
     on_reboot: OnReboot = "restart"
     on_panic: OnPanic = "exit"
     stdout: Path = Path("/dev/null")  # where the guest's console goes: a FIFO or /dev/null

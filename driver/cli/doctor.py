@@ -24,10 +24,14 @@ from vmlib.cores.topology import Topology, read_topology
 from vmlib.disk import nfs_probe
 from vmlib.errors import HostError
 from vmlib.hooks import find_hook, split
+from vmlib.hypervisor import cloud_hypervisor
 from vmlib.hypervisor.base import Hypervisor
 from vmlib.hypervisor.select import Offer, probe_offers
 from vmlib.net.look import look
 from vmlib.probe import find_program
+
+_FIRMWARE_PAGE = "docs/cloud-hypervisor.md says where one comes from"
+_CURES = {cloud_hypervisor.NAME: "docs/cloud-hypervisor.md says what it needs; QEMU does without"}
 
 Verdict = Literal["ok", "warning", "problem"]
 
@@ -64,6 +68,7 @@ def examine(config: PluginConfig) -> list[Check]:
     return [
         *_hypervisors(offer),
         *firmware_checks(offer.usable),
+        *_ch_firmware(config, offer),
         _qemu_img(),
         _helper("virtiofsd", probe.virtiofsd_program(), "no machine can have a share", probe.VIRTIOFSD_CURE),
         _helper("swtpm", probe.swtpm_program(), "no machine can have a TPM", probe.SWTPM_CURE),
@@ -83,13 +88,37 @@ def _hypervisors(offer: Offer) -> list[Check]:
     checks = []
     for one in offer.candidates:
         if one.hypervisor is None:
-            checks.append(Check(one.name, "warning", one.why_not))
+            checks.append(Check(one.name, "warning", one.why_not, _CURES.get(one.name, "")))
         else:
             how = f"{one.hypervisor.version} with {one.hypervisor.accel}".strip()
             checks.append(Check(one.name, "ok", f"{how}: {one.why}" if one.why else how))
     if not offer.usable:
-        checks.append(Check("hypervisors", "problem", "none is usable", "install QEMU 7.2 or later"))
+        checks.append(
+            Check("hypervisors", "problem", "none is usable", "install QEMU 7.2 or later, or Cloud Hypervisor")
+        )
     return checks
+
+
+def _ch_firmware(config: PluginConfig, offer: Offer) -> list[Check]:
+    """What machines that boot from a disk need of Cloud Hypervisor, where it is here at all."""
+    if not any(one.name == cloud_hypervisor.NAME for one in offer.usable):
+        return []
+    path, cure = config.ch_firmware, f"put a CLOUDHV.fd there: {_FIRMWARE_PAGE}"
+    if path is None:
+        lack = "none: QEMU runs what boots from a disk; that image needs firmware which no distribution ships"
+        return [Check("cloud-hypervisor firmware", "warning", lack, _FIRMWARE_PAGE)]
+    try:
+        head, mode = path.read_bytes()[:4], path.stat().st_mode
+    except OSError as exc:
+        words = (exc.strerror or str(exc)).lower()
+        return [Check("cloud-hypervisor firmware", "warning", f"{path}: {words}", cure)]
+    if head != b"\x7fELF":
+        return [Check("cloud-hypervisor firmware", "problem", f"{path}: not an ELF file, no machine boots by it", cure)]
+    if not mode & 0o004:
+        return [
+            Check("cloud-hypervisor firmware", "problem", f"{path}: not readable for everybody", f"chmod a+r {path}")
+        ]
+    return [Check("cloud-hypervisor firmware", "ok", str(path))]
 
 
 def _qemu_img() -> Check:
@@ -103,7 +132,7 @@ def firmware_checks(hypervisors: Sequence[Hypervisor]) -> list[Check]:
     """What jobs with firmware = "uefi" (and Windows) boot by, once for each hypervisor that does."""
     checks = []
     for one in hypervisors:
-        if not one.capabilities.uefi:
+        if not one.capabilities.uefi or not one.capabilities.flash:
             continue
         try:
             found = one.uefi_firmware()

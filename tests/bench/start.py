@@ -137,7 +137,7 @@ def started_by_hand(run_dir: Path, guest_dir: Path) -> tuple[float, float]:
         res = Resources(run_dir=run_dir, credentials=Credentials(uid=os.getuid(), gid=os.getgid()), boot=boot)
         plan = qemu.plan(spec_of("hand", guest_dir), res, reason="by hand")
         machine = ours.enter_context(direct_launch(plan, run_dir))
-        vmm = qemu.attach(run_dir)
+        vmm = qemu.prepare(plan, run_dir, console=lambda _: None)
         ours.callback(vmm.close)
         vmm.boot()
         cont = time.perf_counter() - begin

@@ -34,7 +34,7 @@ func TestJobThatCanNeverRunIsNotTriedAgain(t *testing.T) {
 		"a large number": {"kernel": "local/vmlinuz", "vcpus": 9007199254740993},
 		"outside":        {"kernel": "/etc/passwd"},
 		"absent":         {"kernel": "local/not-there"},
-		"not built yet":  {"kernel": "local/vmlinuz", "balloon": true},
+		"not built yet":  {"kernel": "local/vmlinuz", "wait_for": "agent"},
 	} {
 		one := h.prepareWith(strings.ReplaceAll(name, " ", "-"), body)
 		_, err := h.driver.StartTask(h.context(), &driverpb.StartTaskRequest{Task: one.config})

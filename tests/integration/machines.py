@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tests import needs
 from tests.guest import build
 from vmlib import probe, process
 from vmlib.hypervisor.base import Hypervisor
+from vmlib.hypervisor.cloud_hypervisor import CloudHypervisor
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.select import attach
@@ -50,7 +52,7 @@ CHECKOUT = Path(__file__).parent.parent.parent
 READY = "chv test guest: ready"
 NOTHING: dict[str, list[int]] = {"keeper": [], "vmm": [], "launcher": []}
 # A uid for each machine needs a Python that every user may run; the fake's may lie in a home directory.
-UIDS = {"qemu": range(210_000, 210_008), "fake": None}
+UIDS = {"qemu": range(210_000, 210_008), "cloud-hypervisor": range(210_000, 210_008), "fake": None}
 
 # A persistent disk, the same for all who ask for it.
 DATA = DiskSpec(
@@ -65,6 +67,8 @@ DATA = DiskSpec(
 def hypervisor_of(name: str, *, binary: str = "") -> Hypervisor:
     if name == "fake":
         return Fake()
+    if name == "cloud-hypervisor":
+        return CloudHypervisor(binary=binary or str(needs.find_cloud_hypervisor()), version="53.0")
     return Qemu(binary=binary or probe.qemu_program("qemu-system-x86_64").path)
 
 
@@ -333,16 +337,17 @@ def _kind(cmdline: str) -> str:
         return "keeper"
     if any(word.endswith("vmlib/launcher.py") for word in words):
         return "launcher"
-    return "vmm" if "qemu-system" in words[0] or any(word.endswith("fake_vmm.py") for word in words) else ""
+    vmm = words[0].endswith("cloud-hypervisor") or "qemu-system" in words[0]
+    return "vmm" if vmm or any(word.endswith("fake_vmm.py") for word in words) else ""
 
 
 @contextlib.contextmanager
-def host_for(directory: Path, guest: Path, name: str) -> Iterator[Host]:
+def host_for(directory: Path, guest: Path, name: str, *, kind: type[Host] = Host) -> Iterator[Host]:
     """A host whose machines are ended when the block ends; what they leave even then fails the test."""
     layout = Layout(directory / "data", directory / "run")
     layout.data_dir.mkdir()
     layout.run_dir.mkdir()
-    host = Host(directory, guest, name)
+    host = kind(directory, guest, name)
     try:
         yield host
     finally:

@@ -68,7 +68,7 @@ def test_a_problem_is_exit_code_one_and_has_a_cure(node: Node) -> None:
             "check": "hypervisors",
             "verdict": "problem",
             "text": "none is usable",
-            "cure": "install QEMU 7.2 or later",
+            "cure": "install QEMU 7.2 or later, or Cloud Hypervisor",
         }
     ]
     assert {"check": "qemu", "verdict": "warning", "text": "/nowhere/qemu is not installed", "cure": ""} in checks

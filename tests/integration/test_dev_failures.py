@@ -194,9 +194,10 @@ async def test_refusals_as_the_alloc_shows_them(node: Node, golden: Callable[[st
 
     case("nothing to boot", boot="")
     case("several at once", config='vcpus = 0\n root_size = "10G"\n hostname = "-x-"\n on_panic = "dance"')
-    case("not built yet", config='balloon = true\n numa = "strict"\n disk {\n name = "data"\n size = "1GiB"\n }')
+    case(
+        "not built yet", config='vfio = ["0000:3b:00.0"]\n numa = "strict"\n disk {\n name = "data"\n size = "1GiB"\n }'
+    )
     case("not built yet, in two words", boot='image = "nfs://vms/a.raw"\n wait_for = "agent"')
-    case("a hypervisor of later", config='hypervisor = "cloud-hypervisor"')
     case("a group whose namespace is gone", change=with_namespace)
     case("the network of a group that has none", config='network_interface {\n network = "alloc"\n }')
     keys = 'network = "user0"\n address = ["192.0.2.0/24", "192.0.2.7"]\n gateway = "10.0.0.1"'

@@ -16,6 +16,7 @@ from vmlib.hypervisor.base import Hypervisor, Vmm
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.qemu import Qemu
 from vmlib.hypervisor.qmp import QmpClient
+from vmlib.hypervisor.select import attach
 from vmlib.resources import BootFiles, Credentials, OpenFile, Resources
 from vmlib.spec import DirectBoot, FileRef, MachineSpec, OnPanic, OnReboot
 
@@ -74,7 +75,7 @@ def start(hypervisor: Hypervisor, guest: Guest, short_dir: Path) -> Iterator[Sta
             plan = hypervisor.plan(spec, res, reason="contract")
             context: AbstractContextManager[DirectMachine] = direct_launch(plan, short_dir)
             machine = stack.enter_context(context)
-            vmm = hypervisor.attach(short_dir)
+            vmm = hypervisor.prepare(plan, short_dir, console=lambda _: None)
             stack.callback(vmm.close)
             return Started(machine, vmm)
 
@@ -317,7 +318,7 @@ def test_vmm_serves_a_second_conversation_after_the_first(
 ) -> None:
     one = start()
     one.vmm.close()
-    second = hypervisor.attach(short_dir)
+    second = attach(hypervisor.name, short_dir)
     try:
         assert second.status() == "created"
     finally:

@@ -44,8 +44,9 @@ class Bench:
             disks=disks,
             nics=nics,
         )
-        machine = self._stack.enter_context(direct_launch(qemu.plan(spec, res, reason="test"), self.run_dir))
-        vmm = qemu.attach(self.run_dir)
+        plan = qemu.plan(spec, res, reason="test")
+        machine = self._stack.enter_context(direct_launch(plan, self.run_dir))
+        vmm = qemu.prepare(plan, self.run_dir, console=lambda _: None)
         self._stack.callback(vmm.close)
         vmm.boot()
         return machine
@@ -144,8 +145,9 @@ def test_a_taken_port_is_named_in_qemus_last_words(bench: Bench, guest: Guest) -
 def test_the_fake_is_small(short_dir: Path) -> None:
     spec = MachineSpec(id="fake/1", name="fake", owner="run", vcpus=1, memory_mib=4096)
     res = Resources(run_dir=short_dir, credentials=Credentials(uid=os.getuid(), gid=os.getgid()))
-    with direct_launch(Fake().plan(spec, res, reason="test"), short_dir) as machine:
-        vmm = Fake().attach(short_dir)
+    plan = Fake().plan(spec, res, reason="test")
+    with direct_launch(plan, short_dir) as machine:
+        vmm = Fake().prepare(plan, short_dir, console=lambda _: None)
         vmm.boot()
         vmm.close()
         machine.until_line(READY)

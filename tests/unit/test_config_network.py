@@ -267,14 +267,14 @@ def test_what_the_namespace_has_is_not_for_the_job_to_say() -> None:
 
 def test_all_complaints_about_interfaces_come_at_once() -> None:
     lines = refused_task(
-        {"address": ["192.0.2.20"], "gateway": "192.0.2.1", "dns": ["x"], "rate_limit": "1MiB"},
+        {"address": ["192.0.2.20"], "gateway": "192.0.2.1", "dns": ["x"], "rate_limit": "1KiB"},
         {"network": "lan", "mac": "x", "gateway": "192.0.2.1"},
     ).splitlines()
     assert [line.partition(":")[0].partition(" ")[0] for line in lines] == [
-        "network_interface[0].rate_limit",
         "network_interface[0].network",
         "network_interface[0].address[0]",
         "network_interface[0].dns[0]",
+        "network_interface[0].rate_limit",
         "network_interface[1].mac",
         "network_interface[1].gateway",
     ]
@@ -284,7 +284,7 @@ def test_all_complaints_about_interfaces_come_at_once() -> None:
 def test_what_is_accepted_can_be_a_machines_and_its_routers(address: object, length: int, gateway: object) -> None:
     complaints = Complaints()
     text = f"{address}/{length}"
-    block = {"network": "lan", "mac": "", "address": (text,), "gateway": str(gateway), "dns": ()}
+    block = {"network": "lan", "mac": "", "address": (text,), "gateway": str(gateway), "dns": (), "rate_limit": ""}
     (made,) = interfaces(complaints, [block])
     if not complaints.lines:
         own = ip_interface(made.addresses[0])

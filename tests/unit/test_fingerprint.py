@@ -10,9 +10,10 @@ from driver.state import capabilities, fingerprint_response
 def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
     found = fingerprint(
         NodeFacts(
-            hypervisors=("qemu",),
+            hypervisors=("cloud-hypervisor", "qemu"),
+            cloud_hypervisor_version="53.0",
             qemu_version="7.2.22",
-            accel="tcg",
+            accel="kvm",
             networks=(NetworkFacts(name="user0", mode="user", router="passt"),),
         )
     )
@@ -21,9 +22,10 @@ def test_a_usable_node_is_healthy_and_lists_what_is_usable() -> None:
     assert found.attributes == {
         "driver.chv": True,
         "driver.chv.version": __version__,
-        "driver.chv.hypervisors": "qemu",
+        "driver.chv.hypervisors": "cloud-hypervisor,qemu",
+        "driver.chv.cloud_hypervisor.version": "53.0",
         "driver.chv.qemu.version": "7.2.22",
-        "driver.chv.accel": "tcg",
+        "driver.chv.accel": "kvm",
         "driver.chv.network.user0": "user",
         "driver.chv.network.user0.router": "passt",
     }

@@ -233,10 +233,10 @@ def firmware(tmp_path: Path) -> Firmware:
 
 
 def make_firmware(directory: Path, name: str, *, variables_bytes: int = 8192) -> Firmware:
-    one = Firmware(code=directory / f"{name}.code", variables=directory / f"{name}.vars")
-    one.code.write_bytes(b"c" * 4096)
-    one.variables.write_bytes(name.encode() * variables_bytes)
-    return one
+    code, variables = directory / f"{name}.code", directory / f"{name}.vars"
+    code.write_bytes(b"c" * 4096)
+    variables.write_bytes(name.encode() * variables_bytes)
+    return Firmware(code=code, variables=variables)
 
 
 def prepare(store: Path, firmware: Firmware) -> tuple[Path, bytes]:
@@ -258,7 +258,7 @@ def test_the_store_stays_with_its_firmware_whatever_is_best_by_now(tmp_path: Pat
     store = tmp_path / "store.fd"
     prepare(store, firmware)
     store.write_bytes(b"w" * 8192)
-    firmware.variables.write_bytes(b"n" * 8192)
+    (tmp_path / "a.vars").write_bytes(b"n" * 8192)
     newer = make_firmware(tmp_path, "b", variables_bytes=4096)
     assert prepare(store, newer) == (firmware.code, b"w" * 8192)
 

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from vmlib.errors import HostError
-from vmlib.probe import cpu_flags, kvm_usable, parse_qemu_version, parse_virtiofsd_version, version_complaint
+from vmlib.probe import (
+    cloud_hypervisor_complaint,
+    cpu_flags,
+    kvm_usable,
+    parse_cloud_hypervisor_version,
+    parse_qemu_version,
+    parse_virtiofsd_version,
+    version_complaint,
+)
 
 CREATE_VM, CREATE_VCPU = 0xAE01, 0xAE41
 
@@ -140,3 +148,40 @@ def test_what_is_no_virtiofsd_is_quoted() -> None:
 )
 def test_old_versions_are_refused(version: str, complaint: str) -> None:
     assert version_complaint(version) == complaint
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("cloud-hypervisor v53.0\nMigration Protocol Versions: 0\n", "53.0"),
+        ("cloud-hypervisor v51.2.0-dirty\n", "51.2"),
+        ("cloud-hypervisor 53.0.0\n", "53.0"),
+        ("cloud-hypervisor v53.0-12-gabcdef\n", "53.0"),
+    ],
+)
+def test_cloud_hypervisor_says_its_version_in_the_first_line(text: str, version: str) -> None:
+    assert parse_cloud_hypervisor_version(text) == version
+
+
+@pytest.mark.parametrize(
+    "text", ["", "QEMU emulator version 7.2.0", "cloud-hypervisor v53", "x\ncloud-hypervisor v53.0"]
+)
+def test_what_is_no_cloud_hypervisor_is_told_in_its_own_words(text: str) -> None:
+    with pytest.raises(HostError, match="expected `cloud-hypervisor vX"):
+        parse_cloud_hypervisor_version(text)
+
+
+@pytest.mark.parametrize(
+    ("version", "complaint"),
+    [
+        ("50.0", "version 50.0 is too old, expected at least 51.2"),
+        ("51.1", "version 51.1 is too old, expected at least 51.2"),
+        ("51.2", ""),
+        ("52.0", "version 52.0 miscounts its guest's memory, expected 53.0 or later"),
+        ("52.1", ""),
+        ("53.0", ""),
+        ("100.0", ""),
+    ],
+)
+def test_versions_of_cloud_hypervisor_that_do(version: str, complaint: str) -> None:
+    assert cloud_hypervisor_complaint(version) == complaint

@@ -46,6 +46,7 @@ RAW_DISK = DiskAttachment(name="root", file=ROOT, format="raw")
 BLOCK_DEVICE = DiskAttachment(name="volume0", file=SEED, format="raw", serial="data", block_device=True)
 SEED_DISK = DiskAttachment(name="seed", file=SEED, format="raw", readonly=True, serial="chv-seed")
 DATA_DISK = DiskAttachment(name="data", file=OpenFile(fd=17, path=Path("/data/data")), format="raw", serial="data")
+LIMITED_DISK = replace(DATA_DISK, rate_bytes=100 << 20)
 WINDOWS = replace(SPEC, guest_os="windows")
 NIC = UserNic(name="net0", mac="52:54:00:12:34:56")
 QUEUES = tuple(OpenFile(fd=20 + number, path=Path("/dev/chv0")) for number in range(4))
@@ -110,6 +111,7 @@ def value_of(launch: LaunchPlan, name: str) -> list[str]:
             replace(RES, firmware=FirmwareFiles(code=CODE, variables=VARS), disks=(OVERLAY_DISK,)),
             "tcg",
         ),
+        ("balloon-and-rate", replace(SPEC, balloon=True), replace(RES, disks=(OVERLAY_DISK, LIMITED_DISK)), "tcg"),
         ("own-firmware", SPEC, replace(RES, firmware=FirmwareFiles(code=CODE), disks=(RAW_DISK,)), "tcg"),
         ("raw-copy-with-seed", SPEC, replace(RES, disks=(RAW_DISK, SEED_DISK)), "tcg"),
         (

@@ -192,7 +192,7 @@ def _fit_thread_groups(groups: MachineGroups, wanted: Confinement, vcpu_tids: Se
     by_vcpu = dict(_places(wanted, vcpu_tids).values())
     for vcpu, group in enumerate(places):
         _fit(group, by_vcpu.get(vcpu, wanted.vcpus[vcpu]))
-    _fit(emulator, wanted.emulator)
+    _fit(emulator, wanted.cpus if wanted.wide else wanted.emulator)
 
 
 def _fit(group: Path, cpus: frozenset[int]) -> None:

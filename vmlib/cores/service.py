@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmlib import cgroup, cpuset, living, process
+from vmlib import cgroup, cpuset, living, process, vcpu_threads
 from vmlib.cores import confine, plan
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.ledger import Book, Ledger, read_entries, reconcile
@@ -21,6 +21,7 @@ from vmlib.cores.topology import Topology, TopologyCache
 from vmlib.cores.words import Confinement, Entry, Placement
 from vmlib.errors import HostError, VmError
 from vmlib.paths import Layout, RunPaths, run_key
+from vmlib.resources import NumaCell
 from vmlib.spec import MachineSpec
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Assigned:
     placement: Placement
     confinement: Confinement
     notices: tuple[Notice, ...]  # about others
+    cells: tuple[NumaCell, ...] = ()  # its vCPUs by NUMA node
 
 
 class Cores:
@@ -77,8 +79,11 @@ class Cores:
 
     # -- one machine ---------------------------------------------------------------------------------------------
 
-    def reserve(self, spec: MachineSpec) -> Assigned:
-        """Write down what a machine gets. Raises SpecError, HostError or NoCapacityError."""
+    def reserve(self, spec: MachineSpec, *, renews: bool = False) -> Assigned:
+        """Write down what a machine gets, whose VMM `renews` its threads or does not.
+
+        Raises SpecError, HostError or NoCapacityError.
+        """
         with self._ledger.open() as book:
             host = self.host()  # not before: whoever had the lock may have taken its time
             if not book.entries or book.quarantined:
@@ -100,6 +105,7 @@ class Cores:
                 run_dir=str(self._layout.run(spec.id).root),
                 placement=decision.placement,
                 level=decision.placement.level,
+                renews=renews,
             )
             book.put(*decision.moved, entry)
             book.save()
@@ -112,6 +118,7 @@ class Cores:
             return Assigned(
                 placement=entry.placement,
                 confinement=plan.confinements(host, entries)[entry.id],
+                cells=_cells(host, entry.placement),
                 notices=tuple(notices),
             )
 
@@ -123,7 +130,8 @@ class Cores:
             host, entries = self.host(), _list(book)
             if machine_id not in book.entries:
                 raise HostError(f"machine {machine_id} is not in {self._layout.ledger}")
-            wanted = _sized(plan.confinements(host, entries)[machine_id], len(vcpu_tids))
+            entry = book.entries[machine_id]
+            wanted = _sized(plan.confinements(host, entries)[machine_id], len(vcpu_tids), entry)
             run = RunPaths(Path(book.entries[machine_id].run_dir))
             _save_threads(run, vcpu_tids)
             confine.apply(groups, wanted, vmm_pid=vmm_pid, vcpu_tids=vcpu_tids)
@@ -138,10 +146,6 @@ class Cores:
         with self._ledger.open() as book:
             for sentence in reconcile(book, boot_id=process.boot_id(), lives=self._lives, all_known=found):
                 log.info("ledger: %s", sentence)
-
-    def moved_threads(self, machine_id: str, vcpu_tids: tuple[int, ...]) -> None:
-        """A VMM that makes its vCPU threads anew at a reboot has others now."""
-        _save_threads(self._layout.run(machine_id), vcpu_tids)
 
     def groups(self, machine_id: str, placement: Placement) -> cgroup.MachineGroups:
         """Where a machine's processes belong. Raises HostError when the partition they belong to cannot be had."""
@@ -252,8 +256,9 @@ class Cores:
             who, tids = process.load_identity(run.vmm), _load_threads(run)
             if who is None or tids is None or not process.alive(who):
                 continue  # on its way up or down
+            before, tids = tids, _renewed(run, who.pid, tids) if entry.renews else tids
             groups = _groups_of_running(layout, machine_id)
-            wanted = _sized(confinement, len(tids))
+            wanted = _sized(confinement, len(tids), entry)
             try:
                 if not confine.drift(groups, wanted, vmm_pid=who.pid, vcpu_tids=tids):
                     continue
@@ -262,7 +267,7 @@ class Cores:
                 if process.alive(who):
                     log.warning("cores not confined machine=%s: %s", machine_id, exc)
                 continue
-            if repaired and not quiet and not self._expected(entry, wanted):
+            if repaired and not (quiet or tids != before) and not self._expected(entry, wanted):
                 book.put(replace(entry, repairs=entry.repairs + 1))
                 notices.append(Notice(machine_id, "cores repaired", f"cores repaired: {'; '.join(repaired)}"))
             _save_wanted(run, wanted)
@@ -402,9 +407,25 @@ def _levels(book: Book, host: Host) -> list[Notice]:
     return notices
 
 
-def _sized(wanted: Confinement, vcpus: int) -> Confinement:
+def _sized(wanted: Confinement, vcpus: int, entry: Entry) -> Confinement:
     """A machine that floats has all its vCPUs where the rest of it is."""
-    return wanted if wanted.vcpus else replace(wanted, vcpus=(wanted.emulator,) * vcpus)
+    return replace(wanted, vcpus=wanted.vcpus or (wanted.emulator,) * vcpus, wide=entry.renews)
+
+
+def _cells(host: Host, placement: Placement) -> tuple[NumaCell, ...]:
+    nodes: dict[int, list[int]] = {}
+    for vcpu, cpu in enumerate(placement.vcpus):
+        nodes.setdefault(host.topology.node_of(cpu) or 0, []).append(vcpu)
+    return tuple(NumaCell(node=node, vcpus=tuple(vcpus)) for node, vcpus in sorted(nodes.items()))
+
+
+def _renewed(run: RunPaths, pid: int, tids: tuple[int, ...]) -> tuple[int, ...]:
+    """The threads of the vCPUs, which are others since the guest's last reboot. In the middle of one: those before."""
+    found = vcpu_threads.by_name(pid)
+    if len(found) != len(tids) or found == tids:
+        return tids
+    _save_threads(run, found)
+    return found
 
 
 # -- beside the machine: what only means something as long as it runs -------------------------------------------------

@@ -49,6 +49,7 @@ class Entry:
     level: Level = "shared"  # what it really has now; placement.level is what it was given
     draining: bool = False  # it is being stopped, or has ended: its cores come free
     repairs: int = 0  # drifts that were repaired
+    renews: bool = False  # its VMM makes all threads anew at each reboot of the guest
     warned: str = ""  # what was last said of the partition it is in; "" = it is valid, or there is none
     yielded: str = ""  # why it no longer has the cores it had; "" = it has
 
@@ -62,3 +63,5 @@ class Confinement:
     emulator: frozenset[int]  # of every other thread of the VMM's
     keeper: frozenset[int]
     nodes: frozenset[int] = frozenset()  # memory; empty = any
+    # The VMM pins threads of its own: to what is not in the group where they are born they cannot go.
+    wide: bool = False

@@ -46,7 +46,12 @@ def prepare_disk(
     else:
         file = _open_own(disk, what, _own_in(into, disk), intake)
     attachment = DiskAttachment(
-        name=f"data{index}", file=file, format=disk.format, readonly=disk.readonly, serial=disk.serial
+        name=f"data{index}",
+        file=file,
+        format=disk.format,
+        readonly=disk.readonly,
+        serial=disk.serial,
+        rate_bytes=disk.rate_bytes,
     )
     return attachment, told_of
 

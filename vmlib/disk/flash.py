@@ -13,6 +13,7 @@ from vmlib.resources import Firmware, FirmwareFiles, OpenFile
 from vmlib.spec import FileRef
 
 _SECTOR_BYTES = 4096
+_ELF_MAGIC = b"\x7fELF"
 _MAX_FLASH_BYTES = 8 << 20  # what QEMU maps below 4 GiB, code and variables together
 
 
@@ -29,6 +30,8 @@ def prepare_uefi(store: Path, find: Callable[[], Firmware]) -> FirmwareFiles:
             firmware = find()
             # The note first: a store without it could not be told from one of another firmware.
             write_atomic(_note_of(store), json.dumps(_as_note(firmware)).encode())
+            if firmware.variables is None:
+                raise HostError(f"firmware {firmware.code}: has no template of its variables")
             _make_store(store, firmware.variables)
     with told(f"firmware {firmware.code}"):
         code = OpenFile(fd=os.open(firmware.code, os.O_RDONLY | os.O_CLOEXEC), path=firmware.code)
@@ -59,6 +62,21 @@ def open_firmware(ref: FileRef) -> FirmwareFiles:
     return FirmwareFiles(code=OpenFile(fd=fd, path=ref.root / ref.relative))
 
 
+def open_payload(code: Path) -> FirmwareFiles:
+    """Open firmware that its VMM loads like a kernel. Raises HostError."""
+    with told(f"firmware {code}"):
+        return FirmwareFiles(code=OpenFile(fd=os.open(code, os.O_RDONLY | os.O_CLOEXEC), path=code))
+
+
+def open_own_payload(ref: FileRef) -> FirmwareFiles:
+    """The same, that a job brought. Raises SpecError."""
+    fd = open_ref(ref, key="firmware", max_bytes=_MAX_FLASH_BYTES)
+    if os.pread(fd, len(_ELF_MAGIC), 0) != _ELF_MAGIC:
+        os.close(fd)
+        raise SpecError(f"firmware = {str(ref)!r}: not an ELF file, expected a CLOUDHV.fd or hypervisor-fw")
+    return FirmwareFiles(code=OpenFile(fd=fd, path=ref.root / ref.relative))
+
+
 def _make_store(store: Path, template: Path) -> None:
     template_fd = os.open(template, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -74,6 +92,8 @@ def _of_the_store(store: Path, find: Callable[[], Firmware]) -> Firmware:
     if noted is not None and noted.code.is_file():
         return noted
     firmware = find()
+    if firmware.variables is None:
+        raise HostError(f"firmware {firmware.code}: has no template of its variables")
     have, expected = store.stat().st_size, firmware.variables.stat().st_size
     if have != expected:
         raise HostError(

@@ -13,6 +13,7 @@ from vmlib.disk.copy import clone_or_copy, made_beside, told
 from vmlib.disk.grow import grow_qcow2, make_empty, open_grown
 from vmlib.disk.image import ImageInfo, check_image, check_source, in_words, whole_sectors
 from vmlib.disk.intake import Intake
+from vmlib.disk.overlay import forget_backing
 from vmlib.errors import SpecError
 from vmlib.files import write_atomic
 from vmlib.hold import hold_image
@@ -92,6 +93,7 @@ def _prepare_overlay(root: RootDisk, path: Path, intake: Intake, qemu_img: str) 
         with told(f"root disk {path}"):
             if path.exists():
                 _expect_same_image(root, path, identity)
+                _stand_alone(path)
             else:
                 # The note first: an overlay without it could not be told from one over another image.
                 write_atomic(_note_of(path), json.dumps(identity).encode())
@@ -207,6 +209,14 @@ def open_copy(
         finally:
             os.close(image_fd)
     return open_grown(path, format_, size_bytes or 0, what=key, max_virtual_bytes=max_virtual_bytes, qemu_img=qemu_img)
+
+
+def _stand_alone(overlay: Path) -> None:
+    fd = os.open(overlay, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        forget_backing(fd)
+    finally:
+        os.close(fd)
 
 
 def _note_of(path: Path) -> Path:

@@ -18,7 +18,7 @@ _MAX_TAG_BYTES = 36 - len(_TAG_PREFIX)  # of virtiofs
 _MAX_SERIAL_BYTES = 20  # of virtio-blk
 _DIGEST_DIGITS = 8
 _SECTOR_BYTES = 512
-_LOCKED = re.compile(r'Failed to get (shared )?"[a-z ]+" lock')
+_LOCKED = re.compile(r'Failed to get (shared )?"[a-z ]+" lock|Another instance likely holds a lock')
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -121,7 +121,7 @@ def _open_disk(mount: MountSpec, name: str, serial: str) -> DiskAttachment:
 
 
 def explain_lock(words: str, mounts: Sequence[MountSpec]) -> str | None:
-    """What QEMU's words about a disk in use mean for these; None when they are about something else."""
+    """What a VMM's words about a disk in use mean for these; None when they are about something else."""
     if not mounts or _LOCKED.search(words) is None:
         return None
     return f"a disk among {', '.join(str(mount.source) for mount in mounts)}: another process on this host has it open"

@@ -3,7 +3,7 @@
 A hypervisor decides (`plan`, pure) and talks (`Vmm`). It does not start processes: the keeper is the VMM's parent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,6 +12,7 @@ from vmlib.resources import Credentials, Firmware, Resources
 from vmlib.spec import MachineSpec, OnPanic, OnReboot
 
 Accel = Literal["kvm", "tcg", "none"]
+Dialect = Literal["qmp", "cloud-hypervisor"]  # in which a VMM tells of its events and is asked for things
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,21 @@ class Capabilities:
     shares: bool
     tpm: bool
     vhost_net: bool = False  # it can leave the frames of a tap to the kernel, with KVM
+    bios: bool = True  # it brings firmware of its own, which boots a disk without any file
+    flash: bool = True  # it takes what a job brings for UEFI firmware, in the form in which distributions ship that
+    remote_disks: bool = True  # files on a server that may stop answering, or that does not know the VMM's user
+    nic_rate: bool = False  # it keeps an interface to a rate
+    opens_files: bool = False  # it opens by itself, as its own user, what it has descriptors of
+    threads_before_boot: bool = True  # its vCPUs have their threads while the guest is still held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A call that makes a part of the machine once its VMM runs; `fds` go along with it."""
+
+    call: str
+    body: Mapping[str, object]
+    fds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +49,8 @@ class LaunchPlan:
     `argv` may hold `{fd:NAME}` placeholders: the launcher replaces them by the number of the inherited descriptor
     of that name. Descriptors are `files` (opened by preflight, by name), `listeners` (sockets that the keeper
     binds in the run directory before the VMM exists; name -> file name in the run directory) and, by the names of
-    shares and TPM, sockets that are connected to their helpers.
+    shares and TPM, sockets that are connected to their helpers. A descriptor has the same number here and there.
+    `requests` make the machine where the command line does not.
     Standard input, output and error of the VMM are the FIFOs `console.in`, `console.out` and `stderr` there.
     """
 
@@ -45,6 +62,9 @@ class LaunchPlan:
     environment: Mapping[str, str] = field(default_factory=dict)
     netns: str = ""  # the network namespace that the VMM runs in, where it is a router itself; "" = ours
     credentials: Credentials
+    dialect: Dialect = "qmp"
+    requests: tuple[Request, ...] = ()
+    boot_timeout_s: float = 5.0  # to let the guest run
     monitor: str = "events"  # listener on which the keeper hears the VMM's events
     channel: str = "channel"  # listener of the guest channel
     on_reboot: OnReboot = "restart"
@@ -57,6 +77,25 @@ class VcpuThread:
 
     index: int
     thread_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What a device of the guest's has moved, by the guest's own words: an interface writes what it sends."""
+
+    read_bytes: int
+    write_bytes: int
+    read_ops: int  # of an interface: frames
+    write_ops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a machine has done so far, and has now."""
+
+    disks: tuple[Counters, ...]  # in the machine's order
+    nics: tuple[Counters, ...]  # none where only the host's links know
+    memory_bytes: int  # less what is in the balloon
 
 
 class Vmm(Protocol):
@@ -76,6 +115,8 @@ class Vmm(Protocol):
 
     def foreign_files(self) -> tuple[str, ...]:
         """Files that it opened for its disks without having been given them: an image's header names such."""
+
+    def usage(self) -> Usage: ...
 
     def power_button(self) -> None:
         """Press the guest's power button (ACPI)."""
@@ -120,8 +161,9 @@ class Hypervisor(Protocol):
     def uefi_firmware(self) -> Firmware:
         """The UEFI firmware of this host that it boots. Raises HostError when none is installed."""
 
-    def attach(self, run_dir: Path) -> Vmm:
-        """Open the request socket of a VMM that was just started by such a plan. Raises HypervisorError.
+    def prepare(self, plan: LaunchPlan, run_dir: Path, *, console: Callable[[str], None]) -> Vmm:
+        """Talk to a VMM that was just started by `plan`, and bring its machine to where only `boot` lacks.
 
-        It may take its time until it answers.
+        It may take its time until it answers. `console` is told of a console that only now has a name, and returns
+        once somebody reads it. Raises HypervisorError: the VMM is of no use then.
         """

@@ -1,6 +1,7 @@
 """The fake backend: a third, honest implementation of the door. Its VMM is `fake_vmm.py`, a real process."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,5 +71,5 @@ class Fake:
     def uefi_firmware(self) -> Firmware:
         raise HostError("firmware = 'uefi': the fake hypervisor has none")
 
-    def attach(self, run_dir: Path) -> Vmm:
+    def prepare(self, plan: LaunchPlan, run_dir: Path, *, console: Callable[[str], None]) -> Vmm:  # noqa: ARG002
         return attach_qmp(run_dir)

@@ -121,6 +121,7 @@ def _raw_file(mapping: Mapping[str, object], key: str) -> Path:
 def _with_root(found: Descriptor, root: Path) -> Descriptor:
     """The same with its files beneath `root`. Raises ValueError when one is not there."""
     one = found.firmware
+    assert one.variables is not None
     code, variables = (root / path.relative_to("/") for path in (one.code, one.variables))
     for path in (code, variables):
         if not path.is_file():

@@ -1,5 +1,6 @@
 """The QEMU backend: a launch plan from the pure command line, and QMP to talk to what runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Qemu:
         version = self.version or ".".join(map(str, QEMU_MIN_VERSION))
         return find_firmware(f"pc-q35-{version.rpartition('.')[0]}", root=self.root)
 
-    def attach(self, run_dir: Path) -> Vmm:
+    def prepare(self, plan: LaunchPlan, run_dir: Path, *, console: Callable[[str], None]) -> Vmm:  # noqa: ARG002
         return attach_qmp(run_dir, timeout_s=START_TIMEOUT_S)
 
 

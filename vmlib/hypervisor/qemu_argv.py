@@ -183,6 +183,17 @@ def _machine_args(spec: MachineSpec, res: Resources, accel: Accel) -> list[str]:
         "-object", "rng-builtin,id=rng0",
         "-device", option("virtio-rng-pci", ("rng", "rng0"), ("addr", f"{_OWN_SLOT:#04x}.0"), ("multifunction", "on")),
         "-device", option("pvpanic-pci", ("addr", f"{_OWN_SLOT:#04x}.1")),
+        *_balloon_args(spec),
+    ]  # fmt: skip
+
+
+def _balloon_args(spec: MachineSpec) -> list[str]:
+    """Nothing is taken from the guest; it gives back what it does not use, and has it again when it needs it."""
+    if not spec.balloon:
+        return []
+    pairs = (("id", "balloon0"), ("deflate-on-oom", "on"), ("free-page-reporting", "on"))
+    return [
+        "-device", option("virtio-balloon-pci", *pairs, ("addr", f"{_OWN_SLOT:#04x}.3")),
     ]  # fmt: skip
 
 
@@ -299,8 +310,25 @@ def _disks_args(disks: tuple[DiskAttachment, ...], remote_aio: str) -> list[str]
     for index, disk in enumerate(disks):
         for node in _block_nodes(disk, sets, remote_aio):
             args += ["-blockdev", json_option(node)]
+        if disk.rate_bytes:
+            args += _limited(disk)
         args += ["-device", _disk_device(index, disk)]
     return args
+
+
+def _limited(disk: DiskAttachment) -> list[str]:
+    """A node on top of the disk's, through which reads and writes together pass at its rate."""
+    group, node = f"{disk.name}-rate", _limit_node(disk)
+    limits = {"bps-total": disk.rate_bytes}
+    return [
+        "-object", json_option({"qom-type": "throttle-group", "id": group, "limits": limits}),
+        "-blockdev",
+        json_option({"driver": "throttle", "node-name": node, "throttle-group": group, "file": disk.name}),
+    ]  # fmt: skip
+
+
+def _limit_node(disk: DiskAttachment) -> str:
+    return f"{disk.name}-limit"
 
 
 def _block_nodes(disk: DiskAttachment, sets: dict[str, int], remote_aio: str) -> Iterator[dict[str, object]]:
@@ -350,7 +378,7 @@ def _format_node(node: str, driver: str, *, readonly: bool, backing: str | None)
 
 
 def _disk_device(index: int, disk: DiskAttachment) -> str:
-    pairs = [("drive", disk.name)]
+    pairs = [("drive", _limit_node(disk) if disk.rate_bytes else disk.name)]
     if disk.serial:
         pairs.append(("serial", plain(disk.serial, key=f"serial of disk {disk.name}", max_bytes=_MAX_SERIAL_BYTES)))
     if index == 0:

@@ -1,6 +1,6 @@
 """QMP as a client speaks it: framing without I/O, a small synchronous client, and a `Vmm` on top of it.
 
-The keeper, which hears events on a QMP of its own, has its own reader in `vmlib.keeper.monitor`.
+The keeper, which hears events on a QMP of its own, has its own reader in `vmlib.keeper.qmp_events`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vmlib.errors import HypervisorError
-from vmlib.hypervisor.base import VcpuThread
+from vmlib.hypervisor.base import Counters, Usage, VcpuThread
 from vmlib.lines import LineBuffer, LineTooLongError
 
 # The longest answers we ask for have some 200 bytes a vCPU, and 1000 for each layer of a disk.
@@ -38,7 +38,7 @@ _STATUS = {
 }
 
 
-_FORMATS = ("raw", "qcow2")
+_ABOVE_FILES = ("raw", "qcow2", "throttle")
 
 
 class QmpProtocolError(ValueError):
@@ -76,6 +76,10 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise QmpProtocolError(f"not an object: {line[:_MAX_QUOTED]!r}")
     return message
+
+
+class QmpRefusedError(HypervisorError):
+    """The VMM answered that it will not."""
 
 
 class QmpClosedError(HypervisorError):
@@ -141,7 +145,7 @@ class QmpClient:
                         raise HypervisorError(f"{command}: {_error_text(message['error'])}")
                     continue
                 if "error" in message:
-                    raise HypervisorError(f"{command}: {_error_text(message['error'])}")
+                    raise QmpRefusedError(f"{command}: {_error_text(message['error'])}")
                 if "return" in message:
                     return message["return"]
                 raise HypervisorError(f"{command}: {_quoted(message)}, expected an answer")
@@ -258,10 +262,33 @@ class QmpVmm:
         answer = self._call("query-named-block-nodes", {"flat": True})
         try:
             # Formats lie on top of the nodes that open something, and those of ours open what they were given.
-            opened = [str(node["file"]) for node in answer if node["drv"] not in _FORMATS]
+            opened = [str(node["file"]) for node in answer if node["drv"] not in _ABOVE_FILES]
         except (KeyError, TypeError) as exc:
             raise HypervisorError(f"query-named-block-nodes: {_quoted(answer)}, expected a list of nodes") from exc
         return tuple(name for name in opened if not name.startswith("/dev/fdset/"))
+
+    def usage(self) -> Usage:
+        stats = self._call("query-blockstats")
+        try:
+            # Flash chips and the nodes below have no device of their own.
+            disks = tuple(
+                Counters(
+                    read_bytes=int(one["stats"]["rd_bytes"]),
+                    write_bytes=int(one["stats"]["wr_bytes"]),
+                    read_ops=int(one["stats"]["rd_operations"]),
+                    write_ops=int(one["stats"]["wr_operations"]),
+                )
+                for one in stats
+                if "virtio-backend" in str(one.get("qdev", ""))
+            )
+            return Usage(disks=disks, nics=(), memory_bytes=self._memory_bytes())
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise HypervisorError(f"query-blockstats: {_quoted(stats)}, expected numbers of each disk") from exc
+
+    def _memory_bytes(self) -> int:
+        with contextlib.suppress(QmpRefusedError):  # there is no balloon
+            return int(self._call("query-balloon")["actual"])
+        return int(self._call("query-memory-size-summary")["base-memory"])
 
     def power_button(self) -> None:
         self._call("system_powerdown")

@@ -7,10 +7,12 @@ from typing import Literal
 
 from vmlib import probe
 from vmlib.errors import HostError, SpecError
-from vmlib.hypervisor.base import Hypervisor, Vmm
+from vmlib.hypervisor import cloud_hypervisor
+from vmlib.hypervisor.base import Capabilities, Hypervisor, Vmm
+from vmlib.hypervisor.cloud_hypervisor import CloudHypervisor, attach_ch
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.qemu import Qemu, attach_qmp
-from vmlib.spec import MachineSpec, UserLink
+from vmlib.spec import FileRef, MachineSpec, UserLink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,8 @@ class HypervisorSettings:
     """What the operator said about hypervisors."""
 
     hypervisor: str = "auto"  # or the name of one
+    ch_binary: str = "cloud-hypervisor"
+    ch_firmware: Path | None = None  # a CLOUDHV.fd or hypervisor-fw
     qemu_binary: str = "qemu-system-x86_64"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
 
@@ -29,6 +33,8 @@ class Facts:
     kvm: bool
     why_no_kvm: str
     qemu: probe.Program
+    cloud_hypervisor: probe.Program
+    firmware: bool = False  # the file that the operator names for Cloud Hypervisor is there
     fake: bool  # CHV_ENABLE_FAKE=1
     io_uring: bool = False
 
@@ -45,6 +51,7 @@ class Candidate:
     why: str = ""
     why_not: str = ""
     pin_only: bool = False  # never chosen unless somebody names it
+    expected: bool = True  # somebody has installed it here, so a choice of another one says why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +81,14 @@ class Offer:
 
 
 def probe_offers(settings: HypervisorSettings) -> Offer:
-    """Look at the host. May start `qemu --version`, once for each state of the file."""
+    """Look at the host. May ask programs for their versions, once for each state of the file."""
     kvm, why_no_kvm = probe.kvm_usable()
     facts = Facts(
         kvm=kvm,
         why_no_kvm=why_no_kvm,
         qemu=probe.qemu_program(settings.qemu_binary),
+        cloud_hypervisor=probe.cloud_hypervisor_program(settings.ch_binary),
+        firmware=settings.ch_firmware is not None and settings.ch_firmware.is_file(),
         fake=os.environ.get("CHV_ENABLE_FAKE") == "1",
         io_uring=probe.io_uring_usable(),
     )
@@ -88,10 +97,32 @@ def probe_offers(settings: HypervisorSettings) -> Offer:
 
 def candidates(settings: HypervisorSettings, facts: Facts) -> tuple[Candidate, ...]:
     """Every hypervisor that we know, best first, and whether it can run machines here. Pure."""
-    found = [_qemu(settings, facts)]
+    found = [_cloud_hypervisor(settings, facts), _qemu(settings, facts)]
     if facts.fake:
         found.append(Candidate(name="fake", hypervisor=Fake(), pin_only=True))
     return tuple(found)
+
+
+def _cloud_hypervisor(settings: HypervisorSettings, facts: Facts) -> Candidate:
+    """It comes before QEMU wherever it can run a machine."""
+    name = cloud_hypervisor.NAME
+    if facts.cloud_hypervisor.why_not:
+        return Candidate(
+            name=name, why_not=facts.cloud_hypervisor.why_not, expected=bool(facts.cloud_hypervisor.version)
+        )
+    if not facts.kvm and not facts.fake:
+        # Without which QEMU says the same of itself.
+        return Candidate(name=name, why_not=f"no usable KVM ({facts.why_no_kvm})", expected=False)
+    return Candidate(
+        name=name,
+        hypervisor=CloudHypervisor(
+            binary=facts.cloud_hypervisor.path,
+            version=facts.cloud_hypervisor.version,
+            firmware=settings.ch_firmware if facts.firmware else None,
+            accel="kvm" if facts.kvm else "none",
+        ),
+        pin_only=not facts.kvm,  # one that plays it, in tests
+    )
 
 
 def _qemu(settings: HypervisorSettings, facts: Facts) -> Candidate:
@@ -117,29 +148,61 @@ def _qemu(settings: HypervisorSettings, facts: Facts) -> Candidate:
 def choose(spec: MachineSpec, offer: Offer) -> tuple[Hypervisor, str]:
     """The hypervisor for one machine, and why that one. Raises SpecError or HostError, by who can change it. Pure."""
     allowed = _allowed(spec.hypervisor, offer)
-    lacking = []
+    lacking: list[str] = []
+    better: list[str] = []
     for one in allowed:
         if one.hypervisor is None:
             why_not = one.why_not
-        elif any(isinstance(nic.link, UserLink) for nic in spec.nics) and not one.hypervisor.capabilities.user_nic:
-            why_not = "has no user-mode network"
-        elif spec.boot is None and not one.hypervisor.capabilities.firmware_boot:
-            why_not = "cannot boot from a disk"
-        elif spec.boot_firmware and not one.hypervisor.capabilities.uefi:
-            why_not = "has no UEFI firmware"
-        elif spec.tpm and not one.hypervisor.capabilities.tpm:
-            why_not = "has no TPM"
-        elif spec.mounts and not one.hypervisor.capabilities.shares:
-            why_not = "has no virtiofs shares"
+        elif one.name in spec.avoid:
+            why_not = spec.avoid[one.name]
         else:
-            return one.hypervisor, _reason(one, one.hypervisor, pinned=bool(spec.hypervisor))
+            why_not = _lack(spec, one.hypervisor.capabilities, pinned=bool(spec.hypervisor))
+            if not why_not:
+                return one.hypervisor, _reason(one, one.hypervisor, better, pinned=bool(spec.hypervisor))
         lacking.append(f"{one.name}: {why_not}")
+        if one.expected:
+            better.append(lacking[-1])
     if any(one.hypervisor is not None for one in allowed):
         raise SpecError(f"no hypervisor here can run this machine ({'; '.join(lacking)})")
     raise HostError(
         f"no usable hypervisor ({'; '.join(lacking)})",
         hint="install QEMU 7.2 or later, and look at `chv doctor`",
     )
+
+
+def _lack(spec: MachineSpec, can: Capabilities, *, pinned: bool) -> str:
+    """What the machine needs and such a hypervisor has not; "" for nothing."""
+    if any(isinstance(nic.link, UserLink) for nic in spec.nics) and not can.user_nic:
+        return "has no user-mode network"
+    if spec.boot is None and (why_not := _lacks_firmware(spec, can, pinned=pinned)):
+        return why_not
+    if spec.tpm and not can.tpm:
+        return "has no TPM"
+    if spec.mounts and not can.shares:
+        return "has no virtiofs shares"
+    if any(nic.rate_bytes for nic in spec.nics) and not can.nic_rate:
+        return "does not limit the rate of a network_interface"
+    if not can.remote_disks and nfs_files(spec):
+        return "does not open files of an NFS server"
+    return ""
+
+
+def _lacks_firmware(spec: MachineSpec, can: Capabilities, *, pinned: bool) -> str:
+    if isinstance(spec.boot_firmware, FileRef) and not can.flash:
+        # Whoever names a file and no hypervisor has one that distributions ship.
+        return "" if pinned else "takes other firmware files"
+    if not can.firmware_boot:
+        return "cannot boot from a disk" if can.bios else "has no firmware file to boot a disk with"
+    if spec.firmware == "bios" and not can.bios:
+        return "has no BIOS"
+    return "has no UEFI firmware" if spec.boot_firmware and not can.uefi else ""
+
+
+def nfs_files(spec: MachineSpec) -> tuple[FileRef, ...]:
+    """The disks that lie on a file server and are used where they lie."""
+    used = [] if spec.root is None or spec.root.cached or spec.root.mode == "copy" else [spec.root.image]
+    used += [disk.source for disk in spec.disks if disk.source is not None and disk.readonly and not disk.cached]
+    return tuple(ref for ref in used if ref.nfs is not None)
 
 
 def _allowed(pin: str, offer: Offer) -> tuple[Candidate, ...]:
@@ -166,15 +229,17 @@ def _unknown(offer: Offer) -> str:
     return f"hypervisor = {offer.settings.hypervisor!r} in the plugin config: expected one of auto, {_names(offer)}"
 
 
-def _reason(one: Candidate, hypervisor: Hypervisor, *, pinned: bool) -> str:
-    """As `qemu with tcg: no usable KVM (cpu has neither vmx nor svm)`."""
+def _reason(one: Candidate, hypervisor: Hypervisor, better: list[str], *, pinned: bool) -> str:
+    """As `qemu with tcg: no usable KVM (cpu has neither vmx nor svm)`; `better` says what the ones before it lack."""
     what = one.name if hypervisor.accel == "none" else f"{one.name} with {hypervisor.accel}"
-    whys = [why for why in (one.why, "pinned by the job" if pinned else "") if why]
+    whys = [why for why in (one.why, "pinned by the job" if pinned else "", *better) if why]
     return f"{what}: {', '.join(whys)}" if whys else what
 
 
 def attach(name: str, run_dir: Path) -> Vmm:
     """Talk to a VMM that a hypervisor of that name planned, whatever is installed or configured by now."""
+    if name == cloud_hypervisor.NAME:
+        return attach_ch(run_dir)
     if name not in ("qemu", "fake"):
         raise HostError(f"machine of hypervisor {name!r}: this version of chv cannot talk to it")
     return attach_qmp(run_dir)

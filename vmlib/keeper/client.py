@@ -95,6 +95,20 @@ class Connection:
 class Lease(Connection):
     """The connection that a new keeper's life hangs on until `commit`."""
 
+    def show_console(self, path: str) -> None:
+        """Have the keeper read the guest's console at `path`; it does when this returns. Raises HypervisorError."""
+        try:
+            self.send({"console": path})
+            answer = self.receive()
+        except OSError as exc:
+            raise HypervisorError(f"the keeper does not answer 'console': {exc}") from exc
+        match answer:
+            case {"ok": True}:
+                return
+            case {"reason": str(reason)}:
+                raise HypervisorError(f"console {path}: {reason}")
+        raise HypervisorError("the VMM ended before its guest had a console")
+
     def commit(self) -> None:
         """From now on the machine lives without us; one that has ended by now has its end on disk.
 

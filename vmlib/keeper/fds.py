@@ -28,9 +28,14 @@ def open_process(who: process.Identity) -> int | None:
 
 
 def connect(path: Path) -> socket.socket:
+    """Raises OSError, BlockingIOError when too many others wait there already."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.connect(str(path))
     sock.setblocking(False)
+    try:
+        sock.connect(str(path))
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vmlib import process
+from vmlib.keeper.channel import listen_for_vmm
 from vmlib.keeper.fds import open_process
 from vmlib.keeper.loop import Loop
 from vmlib.keeper.plan import HelperPlan
@@ -41,8 +42,10 @@ class Helper:
         self.child: subprocess.Popen[bytes] | None = None  # None: of a keeper before us
         self.who: process.Identity | None = None
         self.fd = -1  # of the process; -1 while there is none
+        self.listener: socket.socket | None = None  # where a VMM waits that connects while there is none
         self.started_at = time.monotonic()
         self.delay_s = 0.0
+        self.ended_well = False  # the last time, as far as one can know
 
 
 class Helpers:
@@ -57,14 +60,18 @@ class Helpers:
         tell: Callable[[str, str], None],
         lost: Callable[[str], None],
         last_words: Callable[[], str],
+        vmm_connects: bool = False,
     ) -> None:
+        """With `vmm_connects` the VMM finds them by itself, and each ends well whenever its VMM lets go of it."""
         self._all = [Helper(plan) for plan in plans]
         self._run = run
         self._loop = loop
         self._tell = tell
         self._lost = lost
         self._last_words = last_words
+        self._vmm_connects = vmm_connects
         self._ending = False
+        self._hurry = False
         self._settled = False
 
     def start(self) -> dict[str, socket.socket]:
@@ -76,7 +83,7 @@ class Helpers:
         try:
             for helper in self._all:
                 self._start(helper)
-                if helper.plan.calls:
+                if helper.plan.calls or self._vmm_connects:
                     continue
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 sockets[helper.plan.name] = sock
@@ -114,6 +121,17 @@ class Helpers:
         for helper in self._all:
             _take_seat(helper)
 
+    def hurry(self, *, on: bool) -> None:
+        """The VMM waits for them: whoever has ended, or ends now, is started again at once."""
+        self._hurry = on
+        for helper in self._all:
+            if on and helper.fd < 0:
+                self._start_again(helper, "ended")
+
+    def let_go(self) -> None:
+        """The VMM is on its way to its end, and they with it."""
+        self._ending = True
+
     def pids(self) -> dict[str, int]:
         """Those that live, by name."""
         return {one.plan.name: one.who.pid for one in self._all if one.who is not None and one.fd >= 0}
@@ -133,7 +151,9 @@ class Helpers:
 
     def _start(self, helper: Helper) -> None:
         try:
-            helper.child, ready = spawn_helper(helper.plan, self._run)
+            if self._vmm_connects and helper.listener is None:
+                helper.listener = listen_for_vmm(self._run.vmm_helper_socket(helper.plan.name))
+            helper.child, ready = spawn_helper(helper.plan, self._run, listener=helper.listener)
         except (SpawnError, OSError) as exc:
             reason = f"{exc.filename}: {(exc.strerror or str(exc)).lower()}" if isinstance(exc, OSError) else str(exc)
             raise SpawnError(f"{helper.plan.what}: {reason}") from exc
@@ -165,12 +185,14 @@ class Helpers:
         self._loop.forget(helper.fd)
         os.close(helper.fd)
         helper.fd = -1
+        helper.ended_well = self._hurry
         if helper.child is None:
             return "ended, nobody knows how"
         # Not reaped yet, so this is its process group and no other.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(helper.child.pid, signal.SIGKILL)
         status = helper.child.wait()
+        helper.ended_well = status == 0
         if status < 0:
             return f"was killed by signal {-status}"
         words = self._last_words() if status else ""
@@ -180,7 +202,10 @@ class Helpers:
         how = self._forget(helper)
         if self._ending:
             return
-        if self._settled:
+        if self._settled and self._hurry:
+            helper.delay_s = 0.0
+            self._start_again(helper, how)
+        elif self._settled:
             self._start_later(helper, how)
         else:
             self._lost(f"{helper.plan.what} {how}")
@@ -190,7 +215,7 @@ class Helpers:
         self._loop.after(helper.delay_s, lambda: self._start_again(helper, how))
 
     def _start_again(self, helper: Helper, how: str) -> None:
-        if self._ending:
+        if self._ending or helper.fd >= 0:
             return
         first = helper.delay_s <= _FIRST_DELAY_S  # Nomad keeps ten events: one for a whole row of ends
         try:
@@ -201,7 +226,7 @@ class Helpers:
                 self._tell("helper lost", f"helper lost: {helper.plan.what} {how}, {exc}; {helper.plan.loss}")
             self._start_later(helper, how)
             return
-        if first:
+        if first and not (self._vmm_connects and helper.ended_well):
             self._tell("helper restarted", f"helper restarted: {helper.plan.what} {how}; {helper.plan.loss}")
 
 

@@ -4,7 +4,7 @@ import selectors
 import time
 from collections.abc import Callable
 
-Action = Callable[[], None]
+Action = Callable[[], object]
 
 
 class Loop:
@@ -13,11 +13,14 @@ class Loop:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._readers: dict[int, Action] = {}
+        self._first: set[int] = set()
         self._timers: list[tuple[float, Action]] = []
 
-    def on_read(self, fd: int, action: Action) -> None:
-        """Call `action` whenever `fd` has something, or its end."""
+    def on_read(self, fd: int, action: Action, *, first: bool = False) -> None:
+        """Call `action` whenever `fd` has something, or its end; `first` goes before all others of the same turn."""
         self._readers[fd] = action
+        if first:
+            self._first.add(fd)
         self._selector.register(fd, selectors.EVENT_READ, None)
 
     def want_write(self, fd: int, pump: Action | None) -> None:
@@ -35,6 +38,7 @@ class Loop:
     def forget(self, fd: int) -> None:
         """To be called before `fd` is closed."""
         self._readers.pop(fd, None)
+        self._first.discard(fd)
         self._selector.unregister(fd)
 
     def after(self, delay_s: float, action: Action) -> None:
@@ -43,7 +47,11 @@ class Loop:
 
     def turn(self) -> None:
         """Wait for something and do what there is to do."""
-        for key, mask in self._selector.select(self._next_timer_s()):
+        ready = self._selector.select(self._next_timer_s())
+        for key, mask in sorted(ready, key=lambda one: one[0].fd not in self._first):
+            # One before it may have closed this one; its number then means nothing, or something new.
+            if self._selector.get_map().get(key.fd) is not key:
+                continue
             if mask & selectors.EVENT_READ and key.fd in self._readers:
                 self._readers[key.fd]()
             if mask & selectors.EVENT_WRITE and key.data is not None:

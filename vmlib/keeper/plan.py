@@ -10,9 +10,10 @@ from typing import Any, Self
 class HelperPlan:
     """A process beside the VMM (virtiofsd, swtpm, passt), which the keeper starts before it and ends after it.
 
-    It inherits a listening socket of its own as `{fd:listener}`; the VMM inherits one that is connected to it as
-    `{fd:NAME}`. With `calls` it is the other way round: the VMM listens, and each start of the helper inherits a new
-    connection as `{fd:vmm}`. All that a later keeper needs to start it again stands here: paths, and no descriptors.
+        It inherits a listening socket of its own as `{fd:listener}`; the VMM inherits one that is connected to it as
+    `{fd:NAME}`, or connects by itself, as Cloud Hypervisor does. With `calls` it is the other way round: the VMM
+    listens, and each start of the helper inherits a new connection as `{fd:vmm}`. All that a later keeper needs to
+    start it again stands here: paths, and no descriptors.
     """
 
     name: str  # "fs0": of its files in the run directory, too
@@ -57,9 +58,13 @@ class KeeperPlan:
     helpers: list[HelperPlan] = field(default_factory=list)
     cgroups: list[str] = field(default_factory=list)
     keeper_cgroups: list[str] = field(default_factory=list)
+    cpus: list[int] = field(default_factory=list)  # of the VMM's first thread, and so of all; [] = all of its cgroup
     memory_group: str = ""  # the cgroup whose limit holds the VMM's memory; "" = there is none
-    monitor: str = "events"
-    channel: str = "channel"
+    dialect: str = "qmp"  # in which the VMM speaks: or "cloud-hypervisor"
+    monitor: str = "events"  # of QMP: the listener on which it tells its events
+    channel: str = "channel"  # of QMP: the listener of the guest channel
+    # Of Cloud Hypervisor: how long a reboot of the guest may take before it is one that hangs for good.
+    reboot_timeout_s: float = 10.0
     on_reboot: str = "restart"
     on_panic: str = "exit"
 
@@ -79,6 +84,14 @@ class KeeperPlan:
     @property
     def run(self) -> Path:
         return Path(self.run_dir)
+
+
+def reboot_timeout_s(memory_mib: int, *, hugepages: bool, helpers: bool) -> float:
+    """Long enough for a healthy VMM, which gives back the guest's memory and takes it again; a hang costs as much."""
+    seconds = 10.0 + memory_mib / 4096
+    if hugepages:
+        seconds += memory_mib / 512  # zeroed one by one
+    return seconds + (60.0 if helpers else 0.0)  # it waits a minute for a virtiofsd
 
 
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -36,15 +36,17 @@ def open_fifo(path: Path) -> int:
     return fd
 
 
-def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int], sockets: dict[str, socket.socket]) -> "subprocess.Popen[bytes]":
+def spawn_vmm(
+    plan: KeeperPlan, *, log_fds: list[int], sockets: dict[str, socket.socket], inherited: dict[str, int]
+) -> "subprocess.Popen[bytes]":
     """Start the VMM and wait until its program runs. Raises SpawnError with the launcher's reason.
 
     `log_fds` are ends of the task's log FIFOs that the VMM holds without using them, so that whoever reads the logs
-    sees no end of file when this keeper dies. `sockets` are its listeners and those that lead to its helpers. The
-    plan's files are closed here once the VMM has them.
+    sees no end of file when this keeper dies. `sockets` are its listeners and those that lead to its helpers,
+    `inherited` is its dialect's. The plan's files are closed here once the VMM has them.
     """
     run = RunPaths(plan.run)
-    fds = dict(plan.files) | {name: sock.fileno() for name, sock in sockets.items()}
+    fds = plan.files | inherited | {name: sock.fileno() for name, sock in sockets.items()}
     spec = {
         "argv": plan.argv,
         "fds": fds,
@@ -54,6 +56,7 @@ def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int], sockets: dict[str, socket
         "gid": plan.gid,
         "groups": plan.groups,
         "cgroups": plan.cgroups,
+        "cpus": plan.cpus,
         "netns": plan.netns,
     }
     # The VMM's own open file descriptions: QEMU makes its console non-blocking, ours must not change with it.
@@ -65,16 +68,21 @@ def spawn_vmm(plan: KeeperPlan, *, log_fds: list[int], sockets: dict[str, socket
             os.close(fd)
 
 
-def spawn_helper(plan: HelperPlan, run: RunPaths) -> "tuple[subprocess.Popen[bytes], int]":
+def spawn_helper(
+    plan: HelperPlan, run: RunPaths, *, listener: socket.socket | None = None
+) -> "tuple[subprocess.Popen[bytes], int]":
     """Start a helper and wait until its program runs; its socket takes connections then. Raises SpawnError, OSError.
 
-    The descriptor is what it will write to when it serves, the caller's to close; -1 when it tells nothing.
+    With a `listener` the helper gets that one, which stays the caller's. The descriptor is what it will write to when
+    it serves, the caller's to close; -1 when it tells nothing.
     """
     if plan.bind_at:
         Path(plan.bind_at).mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as on_failure:
         if plan.calls:
             fds = {"vmm": ours.enter_context(_connected(run.root / plan.calls)).fileno()}
+        elif listener is not None:
+            fds = {"listener": listener.fileno()}
         else:
             path = run.helper_socket(plan.name)
             path.unlink(missing_ok=True)  # of the one before

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmlib.keeper.monitor import MonitorEvent, QmpMonitor
+from vmlib.keeper.qmp_events import MonitorEvent, QmpMonitor
 from vmlib.lines import LineTooLongError
 
 
