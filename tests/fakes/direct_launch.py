@@ -67,6 +67,9 @@ class DirectMachine:
         # The greeting and the answer to the capabilities: from here on the VMM tells its events.
         self.until(lambda: b'"return"' in self._all_events, "an answer on the event monitor")
 
+    def open_console(self, path: str) -> None:
+        """For VMMs that make their console by themselves."""
+
     def type(self, text: str) -> None:
         """Type into the console."""
         os.write(self._console_in, text.encode())
@@ -77,12 +80,16 @@ class DirectMachine:
         for fd in self._readers.keys() - self.paused_readers:
             poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll(timeout_s * 1000):
-            with contextlib.suppress(ConnectionResetError):
+            try:
                 data = os.read(fd, 1 << 16)
-                if data:
-                    self._readers[fd](data)
-                    continue
-            del self._readers[fd]
+            except BlockingIOError:  # another file by now, with the number of one that is gone
+                continue
+            except OSError:  # reset, or a pty whose other side is closed
+                data = b""
+            if data:
+                self._readers[fd](data)
+            else:
+                self._readers.pop(fd, None)
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
         """Take in what comes until `condition` holds; fails the test after `timeout_s`."""
