@@ -328,6 +328,9 @@ def test_the_groups_hostname_is_what_a_job_has_asked_for(isolation: pb.NetworkIs
         machine_spec(task, replace(on("alloc"), hostname=own), a_plugin(), owner="nomad").seed for own in ("", "own")
     ]
     assert [seed and seed.hostname for seed in seeds] == [name or "web-vm", "own"]
+    # On a network that needs no seed by itself, that name is a reason for one.
+    seed = machine_spec(task, on("nat"), a_plugin(), owner="nomad").seed
+    assert (seed.hostname if seed is not None else "") == name
 
 
 @pytest.mark.parametrize(
