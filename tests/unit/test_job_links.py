@@ -10,7 +10,7 @@ from driver._pb import driver_pb2 as pb
 from driver.config import PluginConfig, TaskConfig, decode_plugin_config
 from driver.config_network import BridgeNetwork, InterfaceConfig, MacvtapNetwork, Network, UserNetwork
 from driver.decode import Complaints
-from driver.links import derived_mac, group_hostname, lints, network_override, nic_specs, taken
+from driver.links import derived_mac, group_hostname, lints, network_override, nic_specs, shared, taken
 from driver.resolvers import host_name_servers, name_servers
 from driver.translate import machine_spec
 from vmlib.record import NicRecord
@@ -424,3 +424,13 @@ def test_no_machine_gets_what_another_of_this_node_holds(
 ) -> None:
     found = taken(a_machine("a/vm", nic), [("c/vm", ()), (other, [held])])
     assert found.startswith(why) if why else found == ""
+
+
+def test_only_who_is_on_a_network_with_others_is_held_against_them() -> None:
+    nat = replace(ON_LAN, network="nat", link=UserLink())
+    assert [shared(a_machine("a/vm", *nics)) for nics in ((), (nat,), (nat, ON_LAN), (ON_ALLOC,))] == [
+        False,
+        False,
+        True,
+        True,
+    ]
