@@ -23,6 +23,8 @@ ALLOC = "alloc"  # as the name of a network: the alloc's own network namespace
 _NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
 _INTERFACE = re.compile(r"[^\s/:]{1,15}")  # as the kernel has it
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+_MAX_INTERFACES = 8  # of a machine: places on its bus
+_MAX_ADDRESSES = 16  # of an interface: the kernel takes no longer program for what a guest may send
 _MODES_OF_KEY = {
     "parent": ("macvtap",),
     "macvtap_mode": ("macvtap",),
@@ -191,6 +193,8 @@ def interfaces(complaints: Complaints, blocks: Sequence[Mapping[str, Any]]) -> t
     macs: dict[str, int] = {}
     addresses: dict[IpAddress, str] = {}
     made = []
+    if len(blocks) > _MAX_INTERFACES:
+        complaints.add("network_interface", f"expected at most {_MAX_INTERFACES}, there are {len(blocks)}")
     for index, block in enumerate(blocks):
         path = f"network_interface[{index}]"
         if not block["network"] and not complaints.any_about(f"{path}.network"):
@@ -242,6 +246,8 @@ def _addresses(
     """`seen` has what the machine's other interfaces have, by where that was said."""
     if complaints.any_about(key):
         return
+    if len(texts) > _MAX_ADDRESSES:
+        complaints.add(key, f"expected at most {_MAX_ADDRESSES}, there are {len(texts)}")
     for number, text in enumerate(texts):
         where = f"{key}[{number}]"
         address, fault = _parsed(text)

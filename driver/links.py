@@ -102,6 +102,11 @@ def need_seed(nics: Sequence[NicSpec]) -> bool:
     return any(nic.addresses or nic.dns or nic.search or isinstance(nic.link, NetnsLink) for nic in nics)
 
 
+def shared(spec: MachineSpec) -> bool:
+    """Whether a machine is on anything that another one could have a part of."""
+    return any(not isinstance(nic.link, UserLink) for nic in spec.nics)
+
+
 def taken(spec: MachineSpec, others: Iterable[tuple[str, Sequence[NicRecord | NicSpec]]]) -> str:
     """Why a machine cannot have its links beside those of others on this node, by name; empty when it can."""
     alloc = spec.name.partition("/")[0]

@@ -311,7 +311,8 @@ def _labels(task: pb.TaskConfig) -> dict[str, str]:
 
 def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig, nics: Sequence[NicSpec]) -> SeedSpec | None:
     """Only for a job that needs it: a guest that knows no cloud-init sees no disk it did not ask for."""
-    for_guest = (options.hostname, options.ssh_authorized_keys, options.user_data, options.network_config)
+    hostname = options.hostname or links.group_hostname(task)
+    for_guest = (hostname, options.ssh_authorized_keys, options.user_data, options.network_config)
     if not any(for_guest) and not options.share and not task.mounts and not links.need_seed(nics):
         return None
     user_data, user_data_file = None, None
@@ -322,7 +323,7 @@ def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig, nics: Seque
     return SeedSpec(
         # cloud-init makes a directory of that name.
         instance_id=machine_name(task.alloc_id, task.name).replace("/", "-"),
-        hostname=options.hostname or links.group_hostname(task) or default_hostname(task.job_name, task.name),
+        hostname=hostname or default_hostname(task.job_name, task.name),
         ssh_authorized_keys=options.ssh_authorized_keys,
         user_data=user_data,
         user_data_file=user_data_file,

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import time
@@ -258,5 +259,7 @@ async def test_nomad_is_told_the_routers_address_where_it_listens_on_the_guests_
             assert answer.network_override.addr == "127.0.0.1"
             assert dict(answer.network_override.port_map) == {"api": 28080}
             assert not answer.network_override.auto_advertise
+        attributes = (await client.inspect_task(task.id)).driver.attributes
+        assert re.fullmatch("user0 ([0-9a-f]{2}:){5}[0-9a-f]{2}", attributes["nic0"])
         await client.stop_task(task.id, timeout_s=0, signal="SIGKILL")
         await client.destroy_task(task.id, force=True)

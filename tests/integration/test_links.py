@@ -14,6 +14,7 @@ from tests.guest.build import Guest
 from tests.integration.machines import Host, Running, host_for
 from tests.integration.networks import Namespace, Network, network
 from vmlib.errors import HostError, NoCapacityError, VmError
+from vmlib.net.look import Seen, look
 from vmlib.net.making import Making
 from vmlib.net.names import link_name
 from vmlib.net.plug import plug
@@ -321,6 +322,14 @@ def test_a_start_that_is_refused_says_why_and_leaves_nothing(net: Network, host:
         assert (type(told), str(told)) == (kind, words)
         assert net.host.ours() == [there]
     net.host.do(taken.machine.destroy)
+
+
+def test_a_parent_by_its_other_name_is_as_good(net: Network, host: Host) -> None:
+    index = net.host.index("up0")
+    net.host.ask(lambda ipr: ipr.link("property_add", index=index, altname="enp3s0"))
+    seen = net.host.do(lambda: look(["enp3s0", "up9"]))
+    assert seen == {"enp3s0": Seen(name="enp3s0", state="up", kind="veth")}
+    run(net, host, host.spec("tick", nics=(macvtap(parent="enp3s0"),)))
 
 
 def test_passthru_keeps_others_away(net: Network, host: Host) -> None:

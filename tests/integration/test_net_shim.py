@@ -101,6 +101,17 @@ def test_it_is_made_once_and_again_when_its_parent_is_back(net: Network) -> None
     assert net.host.names().count(SHIM.name) == 1
 
 
+def test_its_parent_may_go_by_another_name(net: Network) -> None:
+    index = net.host.index("up0")
+    net.host.ask(lambda ipr: ipr.link("property_add", index=index, altname="enp3s0"))
+    shim = Shim(network="lan", parent="enp3s0", address=SHIM.address)
+    for _ in range(2):
+        assert keep(net, shim) == []
+    assert net.host.link(shim.name).get_attr("IFLA_LINK") == index
+    keep(net)
+    assert shim.name not in net.host.names()
+
+
 def test_it_goes_when_nobody_wants_it_any_more(net: Network) -> None:
     keep(net, SHIM)
     keep(net, mine=Mine(owner="nomad", run_dir=MINE.run_dir))

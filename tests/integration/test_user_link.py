@@ -1,5 +1,6 @@
 """User networks with real guests, by either router, in network namespaces that stand for a host and its neighbour."""
 
+import contextlib
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from tests.integration.machines import Host
 from tests.integration.networks import Namespace, Network, network
 from vmlib import probe, process
 from vmlib.errors import HostError, NoCapacityError
+from vmlib.keeper.plan import HelperPlan
+from vmlib.keeper.spawn import listen, spawn_helper
+from vmlib.paths import RunPaths
 from vmlib.spec import NicSpec, PortForward, UserLink
 
 pytestmark = pytest.mark.needs("qemu", "root")
@@ -217,3 +221,17 @@ def test_a_machine_that_nobody_keeps_is_destroyed_with_its_passt(qemu: Host, lan
     assert not process.alive(who)
     with pytest.raises(OSError, match="refused"):
         get(lan, HOST, 8080)
+
+
+@pytest.mark.timeout(30)
+def test_a_vmm_that_takes_no_calls_does_not_hold_up_its_keeper(short_dir: Path) -> None:
+    plan = HelperPlan(name="net0", what="passt of network nat", argv=["true"], loss="", calls="net0")
+    with contextlib.ExitStack() as ours:
+        ours.enter_context(listen(short_dir / "net0"))
+        with contextlib.suppress(BlockingIOError):
+            while True:  # as many as wait
+                caller = ours.enter_context(socket.socket(socket.AF_UNIX))
+                caller.setblocking(False)
+                caller.connect(str(short_dir / "net0"))
+        with pytest.raises(BlockingIOError, match="net0"):
+            spawn_helper(plan, RunPaths(short_dir))

@@ -265,6 +265,15 @@ def test_what_the_namespace_has_is_not_for_the_job_to_say() -> None:
     )
 
 
+def test_more_than_a_machine_can_have_is_refused_before_anything_is_made() -> None:
+    lan: dict[str, object] = {"network": "lan"}
+    assert len(task(*[lan] * 8)) == 8
+    assert refused_task(*[lan] * 9) == "network_interface: expected at most 8, there are 9"
+    addresses = [f"192.0.2.{number}/24" for number in range(1, 18)]
+    assert task(lan | {"address": addresses[:16]})
+    assert refused_task(lan | {"address": addresses}) == f"{NIC}.address: expected at most 16, there are 17"
+
+
 def test_all_complaints_about_interfaces_come_at_once() -> None:
     lines = refused_task(
         {"address": ["192.0.2.20"], "gateway": "192.0.2.1", "dns": ["x"], "rate_limit": "1KiB"},

@@ -10,7 +10,7 @@ from driver._pb import driver_pb2 as pb
 from driver.config import PluginConfig, TaskConfig, decode_plugin_config
 from driver.config_network import BridgeNetwork, InterfaceConfig, MacvtapNetwork, Network, UserNetwork
 from driver.decode import Complaints
-from driver.links import derived_mac, group_hostname, lints, network_override, nic_specs, taken
+from driver.links import derived_mac, group_hostname, lints, network_override, nic_specs, shared, taken
 from driver.resolvers import host_name_servers, name_servers
 from driver.translate import machine_spec
 from vmlib.record import NicRecord
@@ -328,6 +328,9 @@ def test_the_groups_hostname_is_what_a_job_has_asked_for(isolation: pb.NetworkIs
         machine_spec(task, replace(on("alloc"), hostname=own), a_plugin(), owner="nomad").seed for own in ("", "own")
     ]
     assert [seed and seed.hostname for seed in seeds] == [name or "web-vm", "own"]
+    # On a network that needs no seed by itself, that name is a reason for one.
+    seed = machine_spec(task, on("nat"), a_plugin(), owner="nomad").seed
+    assert (seed.hostname if seed is not None else "") == name
 
 
 @pytest.mark.parametrize(
@@ -421,3 +424,13 @@ def test_no_machine_gets_what_another_of_this_node_holds(
 ) -> None:
     found = taken(a_machine("a/vm", nic), [("c/vm", ()), (other, [held])])
     assert found.startswith(why) if why else found == ""
+
+
+def test_only_who_is_on_a_network_with_others_is_held_against_them() -> None:
+    nat = replace(ON_LAN, network="nat", link=UserLink())
+    assert [shared(a_machine("a/vm", *nics)) for nics in ((), (nat,), (nat, ON_LAN), (ON_ALLOC,))] == [
+        False,
+        False,
+        True,
+        True,
+    ]

@@ -155,8 +155,10 @@ def listen(path: Path) -> socket.socket:
 
 def _connected(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)  # a VMM that hangs takes so many calls, and its keeper must not hang with it
     try:
         sock.connect(str(path))
+        sock.setblocking(True)
     except OSError as exc:
         sock.close()
         raise OSError(exc.errno, exc.strerror, str(path)) from exc

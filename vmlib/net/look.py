@@ -17,13 +17,14 @@ class Seen:
 
 
 def look(names: Iterable[str]) -> dict[str, Seen]:
-    """Those of the named interfaces that are there. Raises OSError when the kernel cannot be asked."""
+    """Those of the named interfaces that are there, by these names. Raises OSError when the kernel cannot be asked."""
     wanted = set(names)
     if not wanted:
         return {}
     with netlink.connect() as kernel:
+        # One by one, because an interface has other names beside its first, and a link is made by any of them.
         return {
-            link.name: Seen(name=link.name, state="up" if link.up and link.carrier else "down", kind=link.kind)
-            for link in kernel.links()
-            if link.name in wanted
+            name: Seen(name=name, state="up" if link.up and link.carrier else "down", kind=link.kind)
+            for name in wanted
+            if (link := kernel.find(name)) is not None
         }

@@ -7,7 +7,7 @@ import hashlib
 import ipaddress
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -125,6 +125,9 @@ def examine(wanted: Sequence[Shim], mine: Mine) -> list[str]:
 
 def _decided(kernel: Netlink, wanted: Sequence[Shim], mine: Mine) -> tuple[list[Step], list[str]]:
     links = kernel.links()
+    # The kernel finds an interface by any of its names, and lists it by its first.
+    unlisted = {shim.parent for shim in wanted} - {link.name for link in links}
+    links += [replace(found, name=name) for name in sorted(unlisted) if (found := kernel.find(name)) is not None]
     names = {shim.parent for shim in wanted} | {shim.name for shim in wanted}
     addresses = {link.index: kernel.addresses(link.index) for link in links if link.name in names}
     return decide(wanted, links, addresses, mine)
