@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import needs
 from tests import setup as machine_setup
 from tests.guest import build
+
+# How long an example takes says something about the machine, not about what is tested.
+settings.register_profile("chv", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("chv")
 
 TESTS = Path(__file__).parent
 _TEST_S = 180.0

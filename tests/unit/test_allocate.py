@@ -49,7 +49,7 @@ def test_every_state_of_a_small_host_is_decided_as_trying_everything_decides(nam
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_uneven_hosts_are_decided_as_trying_everything_decides(data: st.DataObject) -> None:
     """Threads of 1 to 4 a core, some of them offline, distances that differ, nodes that somebody chose."""
     threads = data.draw(st.sampled_from([1, 2, 4]))
@@ -114,7 +114,7 @@ requests = st.builds(Request, count=st.integers(1, 90), numa=st.sampled_from(POL
 
 
 @given(states(), requests)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_gives_exactly_so_many_free_units_each_once(state: tuple[UnitMap, frozenset[int]], request: Request) -> None:
     unit_map, free = state
     request = replace(request, count=min(request.count, max(1, unit_map.largest_block(free))))
@@ -127,7 +127,7 @@ def test_gives_exactly_so_many_free_units_each_once(state: tuple[UnitMap, frozen
 
 
 @given(states(), requests)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_fails_only_when_it_must(state: tuple[UnitMap, frozenset[int]], request: Request) -> None:
     unit_map, free = state
     by_node = Counter(unit.node for unit in unit_map.units if unit.id in free)
@@ -142,14 +142,14 @@ def test_fails_only_when_it_must(state: tuple[UnitMap, frozenset[int]], request:
 
 
 @given(states(), requests)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_vcpus_follow_nodes_then_l3s_then_ids(state: tuple[UnitMap, frozenset[int]], request: Request) -> None:
     found = decided(*state, request) or ()
     assert list(found) == sorted(found, key=lambda unit: (unit.node, unit.l3, unit.id))
 
 
 @given(states(), st.lists(requests, min_size=1, max_size=6), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_recovery_in_any_order_leads_to_the_same_state_and_all_comes_back(
     state: tuple[UnitMap, frozenset[int]], wanted: list[Request], seed: int
 ) -> None:
@@ -172,7 +172,7 @@ def test_recovery_in_any_order_leads_to_the_same_state_and_all_comes_back(
 
 
 @given(st.sampled_from(sorted(LARGE)), st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_unit_has_a_split_sibling_set(name: str, seed: int) -> None:
     topology, random = LARGE[name], Random(seed)
     within = {cpu for cpu in topology.online if random.random() < 0.7}

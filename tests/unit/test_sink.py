@@ -137,7 +137,7 @@ def test_it_goes_on_after_the_reader_was_replaced(tmp_path: Path) -> None:
         pair.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.lists(
         st.one_of(

@@ -129,7 +129,7 @@ CONTENT = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kind=st.sampled_from(KINDS), contents=st.lists(CONTENT, min_size=1, max_size=3))
 def test_what_was_packed_comes_out_whatever_number_of_streams_it_is_in(
     bench: Bench, kind: Kind, contents: list[bytes]
@@ -181,7 +181,7 @@ def test_an_image_of_exactly_the_cap_passes_and_one_byte_more_does_not(bench: Be
 # what is refused
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kind=st.sampled_from(KINDS), keep=st.floats(0, 1), more=st.booleans())
 def test_a_file_that_lost_its_end_is_refused_wherever_it_ends(
     bench: Bench, kind: Kind, keep: float, more: bool
@@ -219,7 +219,7 @@ def changed(kind: Kind, places: list[tuple[int, int]]) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(KINDS),
     data=st.one_of(
