@@ -402,6 +402,42 @@ def test_a_hundred_links_in_a_row_leave_nothing(net: Network, host: Host) -> Non
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize(("mode", "directly"), [("bridge", True), ("private", False), ("vepa", False)])
+def test_the_mode_says_whether_guests_on_one_parent_hear_each_other(
+    net: Network, mode: MacvtapMode, *, directly: bool
+) -> None:
+    files: list[OpenFile] = []
+    for index, mac in enumerate((MAC, MAC_2)):
+        making = Making(
+            machine_id="pair",
+            mark="chv dev /x",
+            queue_pairs=1,
+            vhost=False,
+            note=lambda *_: None,
+            keep=files.append,
+        )
+        net.host.do(functools.partial(plug, macvtap(mac, mode=mode), index, making))
+    frame = b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) + b"\x88\xb5" + b"chv" * 20
+    with net.lan.do(packet_socket) as lan:
+        os.write(files[0].fd, bytes(10) + frame)
+        assert heard(lan, 2.0) == frame  # whoever is beyond the parent always hears it
+    assert (_other_guest_hears(files[1].fd, frame)) is directly
+    for index, (file, mac) in enumerate(zip(files, (MAC, MAC_2), strict=True)):
+        os.close(file.fd)
+        net.host.do(functools.partial(remove_link, link_name("pair", index), mac=mac, mark="chv dev /x"))
+    assert net.host.ours() == []
+
+
+def _other_guest_hears(fd: int, frame: bytes) -> bool:
+    """Whether it is among what waits there: a veth's own words may be, too."""
+    os.set_blocking(fd, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            if frame in os.read(fd, 2048):
+                return True
+    return False
+
+
 def test_equal_indexes_in_two_namespaces_cross_no_descriptors(net: Network, host: Host) -> None:
     """Each has a macvtap of the same index and the same name; /sys and /dev know only one namespace, and not these."""
     with network() as other:

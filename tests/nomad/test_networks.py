@@ -108,6 +108,29 @@ def jobs(agent: Agent) -> Jobs:
 # each kind by its job
 
 
+def test_the_scheduler_knows_the_networks_that_are_there(agent: Agent) -> None:
+    (listed,) = agent.get("/v1/nodes")
+    name = "driver.chv.network."
+
+    def attributes() -> dict[str, str]:
+        node = agent.get(f"/v1/node/{listed['ID']}")
+        return {key.removeprefix(name): value for key, value in node["Attributes"].items() if key.startswith(name)}
+
+    agent.wait_for("the second look at the node", lambda: "lan" in attributes())
+    found = attributes()
+    assert found["user0.router"] in ("passt", "qemu")
+    assert {key: value for key, value in found.items() if not key.startswith("user0")} == {
+        "lan": "macvtap",
+        "lan.parent": "up0",
+        "lan.state": "up",
+        "br": "bridge",
+        "br.parent": "br0",
+        "br.state": "up",
+    }
+    health = agent.get(f"/v1/node/{listed['ID']}")["Drivers"]["chv"]["HealthDescription"]
+    assert "network spare: " in health
+
+
 def test_a_machine_on_macvtap_has_an_address_of_the_lan_and_is_reached_from_there(jobs: Jobs, net: Network) -> None:
     ((nic, address),) = jobs.addresses("macvtap")
     assert nic == "eth0"
