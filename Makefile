@@ -48,7 +48,7 @@ lab: python ## boot the lab node (cgroup v2, NUMA, SMT, KVM) and run COMMAND in 
 	@$(SETUP) venv qemu guest lab
 	@$(PY) -m tests.lab.node $(if $(COMMAND),"$(COMMAND)")
 
-test-lab: python ## the tests that need the lab node, one boot
+test-lab: python ## the tests that need the lab node, a boot for each round; CHV_CLOUD_HYPERVISOR=PATH adds a third
 	@$(SETUP) venv qemu guest lab
 	@CHV_TEST_REQUIRE=lab $(PY) -m pytest tests/lab $(ARGS)
 

@@ -185,7 +185,7 @@ def set_up_network() -> None:
 
 
 def set_up_guest() -> None:
-    _run(sys.executable, str(CHECKOUT / "tests/guest/build.py"), str(cache_dir()))
+    _run(sys.executable, "-m", "tests.guest.build", str(cache_dir()), env=_importing_tests())
 
 
 def set_up_lab() -> None:
@@ -198,8 +198,11 @@ def set_up_lab() -> None:
 def set_up_cloud() -> None:
     """A Debian image with cloud-init, for the tests that boot one."""
     _install_missing(IMAGE_PACKAGES)
-    here = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    _run(sys.executable, "-m", "tests.guest.cloud", str(cache_dir()), env=here)
+    _run(sys.executable, "-m", "tests.guest.cloud", str(cache_dir()), env=_importing_tests())
+
+
+def _importing_tests() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(CHECKOUT)}
 
 
 def _install_missing(programs: dict[str, str], *more: str) -> None:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Builds the test guest: a Debian cloud kernel, an initrd of busybox and init.sh, and disk images that boot them.
 
 Standard library and Debian's own tools only, no root. The same packages and scripts give the same bytes.
@@ -17,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.guest import vsock
+
 HERE = Path(__file__).resolve().parent
 KERNEL_PACKAGE = "linux-image-cloud-amd64"  # names the current kernel package as its dependency
 TOOL_PACKAGES = ("busybox-static", "syslinux", "syslinux-common", "systemd-boot-efi", "mtools")
@@ -31,6 +32,7 @@ MODULES = (
     "pvpanic-pci",
     "efivarfs",
     "virtiofs",
+    "vmw_vsock_virtio_transport",
 )
 CMDLINE = "console=ttyS0 quiet panic=-1"
 DISK_SIZE_MIB = 32
@@ -82,7 +84,7 @@ def ensure(cache: Path) -> Guest:
 def _key() -> str:
     """Changes with the scripts, not with Debian's kernel: a new kernel comes with `make clean guest`."""
     sha = hashlib.sha256()
-    for name in ("build.py", "init.sh", "on-lease.sh"):
+    for name in ("build.py", "init.sh", "on-lease.sh", "vsock.py"):
         sha.update((HERE / name).read_bytes())
     return sha.hexdigest()
 
@@ -150,6 +152,7 @@ def _initrd_files(root: Path) -> dict[str, Entry]:
         "bin": Entry(0o040755),
         "bin/busybox": Entry(0o100755, (root / "bin/busybox").read_bytes()),
         "bin/on-lease": Entry(0o100755, (HERE / "on-lease.sh").read_bytes()),
+        "bin/tell-vsock": Entry(0o100755, vsock.program()),
         "dev": Entry(0o040755),
         "dev/console": Entry(0o020600, device=(5, 1)),
         "init": Entry(0o100755, (HERE / "init.sh").read_bytes()),

@@ -11,7 +11,11 @@ exec </dev/console >/dev/console 2>&1
 /bin/busybox --install -s /bin
 
 while read -r module; do
-    [ "$module" = efivarfs.ko ] && [ ! -d /sys/firmware/efi ] && continue
+    case "$module" in
+    efivarfs.ko) [ -d /sys/firmware/efi ] || continue ;;
+    # 0x1053 is a virtio device of the kind 19.
+    *vsock*) grep -qs 0x1053 /sys/bus/pci/devices/*/device || continue ;;
+    esac
     insmod "/modules/$module" 2>/dev/null || echo "module $module: not loaded"
 done </modules/order
 
@@ -76,8 +80,10 @@ has_word() {
     return 1
 }
 
-# Writes to the virtio-serial port that the guest channel uses. The write waits until the host listens.
+# Says a line on the guest channel: to the virtio-serial port that it uses, where the write waits until the host listens,
+# or over vsock.
 tell_host() {
+    [ -d /sys/module/vmw_vsock_virtio_transport ] && echo "$1" | timeout 10 tell-vsock && return
     for port in /sys/class/virtio-ports/*; do
         [ "$(cat "$port/name" 2>/dev/null)" = org.chv.agent.0 ] || continue
         timeout 10 sh -c 'echo "$1" >"$2"' tell "$1" "/dev/${port##*/}" && return
@@ -109,17 +115,33 @@ watch_button() {
 }
 
 # Memory is lost at a reboot and there may be no disk, but the clock keeps its alarm time: 03:33:33 says "once is done".
+# Cloud Hypervisor's machines have no such clock: there the second sector of the disk "data" says it.
+was_rebooted() {
+    grep -qs '^alrm_time.*03:33:33' /proc/driver/rtc && return
+    device=$(disk_of data)
+    [ -n "$device" ] && [ "$(dd if="$device" bs=512 skip=1 count=1 2>/dev/null | tr -d '\0')" = rebooted ]
+}
+
+mark_rebooted() {
+    if [ -e /sys/class/rtc/rtc0 ]; then
+        # An alarm may lie up to one day ahead.
+        now=$(date +%s)
+        alarm=$((now - now % 86400 + 12813))
+        [ "$alarm" -gt "$now" ] || alarm=$((alarm + 86400))
+        echo "$alarm" >/sys/class/rtc/rtc0/wakealarm
+        return
+    fi
+    device=$(disk_of data)
+    [ -n "$device" ] && printf rebooted | dd of="$device" bs=512 seek=1 count=1 conv=sync,fsync 2>/dev/null
+}
+
 reboot_once() {
-    if grep -q '^alrm_time.*03:33:33' /proc/driver/rtc; then
+    if was_rebooted; then
         echo "rebooted"
         return
     fi
-    # An alarm may lie up to one day ahead.
-    now=$(date +%s)
-    alarm=$((now - now % 86400 + 12813))
-    [ "$alarm" -gt "$now" ] || alarm=$((alarm + 86400))
-    if ! echo "$alarm" >/sys/class/rtc/rtc0/wakealarm; then
-        echo "not rebooting: the clock takes no mark"
+    if ! mark_rebooted; then
+        echo "not rebooting: nothing takes a mark"
         return
     fi
     echo "rebooting"

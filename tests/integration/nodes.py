@@ -74,7 +74,7 @@ class Node:
         self.write_agent_file()
 
     def write_agent_file(self) -> None:
-        uids = 'vm_uids = "221000-221063"' if self.hypervisor == "qemu" else ""  # the fake's Python may be root's alone
+        uids = 'vm_uids = "221000-221063"' if self.hypervisor != "fake" else ""  # the fake's Python may be root's alone
         self.agent_file.write_text(
             f"""
 client {{
@@ -305,7 +305,8 @@ def _kind(cmdline: str) -> str:
         return "keeper"
     if any(word.endswith("vmlib/launcher.py") for word in words):
         return "launcher"
-    return "vmm" if "qemu-system" in words[0] or any(word.endswith("fake_vmm.py") for word in words) else ""
+    vmm = words[0].endswith("cloud-hypervisor") or "qemu-system" in words[0]
+    return "vmm" if vmm or any(word.endswith("fake_vmm.py") for word in words) else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from tests import leftovers, needs
 from tests.guest.build import Guest
-from tests.integration.machines import UIDS, Host, host_for
+from tests.integration.machines import UIDS, Host, host_for, hypervisor_of
 from tests.lab.nfs_server import NfsServer, serving
 from tests.nomad.agent import Agent
 from tests.nomad.conftest import lifetime, make_agent
@@ -33,28 +33,39 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @dataclass(slots=True)
 class KvmHost(Host):
-    """A host whose machines run on QEMU with KVM. TCG inside TCG takes a minute to bring up a guest."""
+    """A host whose machines run with KVM. TCG inside TCG takes a minute to bring up a guest."""
 
     policy: Policy = field(default_factory=Policy)
 
     @property
     def machines(self) -> Machines:
         cores = CoreSettings(policy=lambda _: self.policy, reserved=frozenset)
-        settings = HostSettings(layout=self.layout, vm_uids=UIDS["qemu"], cores=cores)
-        hypervisor = Qemu(
-            binary=probe.qemu_program("qemu-system-x86_64").path, accel="kvm", io_uring=probe.io_uring_usable()
-        )
+        settings = HostSettings(layout=self.layout, vm_uids=UIDS[self.name], cores=cores)
+        hypervisor = hypervisor_of(self.name)
+        if isinstance(hypervisor, Qemu):
+            hypervisor = replace(hypervisor, accel="kvm", io_uring=probe.io_uring_usable())
         return Machines(settings, lambda _: (hypervisor, "by the test"), attach)
+
+
+def kvm_host_for(name: str, guest: Guest, short_dir: Path) -> Iterator[KvmHost]:
+    """Machines without a plugin; nothing of them may be left at the end."""
+    with (
+        leftovers.none_left(run_dir=short_dir / "run", data_dir=short_dir / "data", settle_s=30),
+        host_for(short_dir, guest.directory, name) as host,
+    ):
+        yield KvmHost(host.directory, host.guest, host.name, logs=host.logs)
 
 
 @pytest.fixture
 def kvm_host(guest: Guest, short_dir: Path) -> Iterator[KvmHost]:
-    """Machines without a plugin. A guest is up about 5 s after its start; nothing of it may be left at the end."""
-    with (
-        leftovers.none_left(run_dir=short_dir / "run", data_dir=short_dir / "data", settle_s=30),
-        host_for(short_dir, guest.directory, "qemu") as host,
-    ):
-        yield KvmHost(host.directory, host.guest, host.name, logs=host.logs)
+    """On QEMU. A guest is up about 5 s after its start."""
+    yield from kvm_host_for("qemu", guest, short_dir)
+
+
+@pytest.fixture
+def ch_host(guest: Guest, short_dir: Path) -> Iterator[KvmHost]:
+    """On a real Cloud Hypervisor. A guest is up about 12 s after its start."""
+    yield from kvm_host_for("cloud-hypervisor", guest, short_dir)
 
 
 @pytest.fixture(scope="session")

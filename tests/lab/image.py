@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,9 @@ TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ROOT_SIZE_MIB = 4096
 PYTHON_SIZE_MIB = 1024
+ROOT_OFFSET = 1 << 20
+DISK_SIGNATURE = 0x43485601  # of the disk with the root; any number will do
+ROOT = f"PARTUUID={DISK_SIGNATURE:08x}-01"
 
 
 class ImageError(Exception):
@@ -93,7 +97,7 @@ def ensure(cache: Path) -> Images:
     return Images(
         kernel=root / "vmlinuz",
         later_kernel=root / "vmlinuz-later",
-        root=root / "root.ext4",
+        root=root / "root.img",
         python=python / "python.ext4",
         emulator=emulator,
     )
@@ -160,7 +164,15 @@ def _build_root(target: Path) -> None:
     site = tree / f"usr/local/lib/python{version}/dist-packages"
     site.mkdir(parents=True, exist_ok=True)
     (site / "lab.pth").write_text("/lab/python\n")
-    make_file_system(target / "root.ext4", tree, size_mib=ROOT_SIZE_MIB)
+    make_file_system(target / "root.img", tree, size_mib=ROOT_SIZE_MIB, offset=ROOT_OFFSET)
+    with (target / "root.img").open("r+b") as disk:
+        disk.write(_partition_table(first=ROOT_OFFSET // 512, count=(ROOT_SIZE_MIB << 20) // 512))
+
+
+def _partition_table(*, first: int, count: int) -> bytes:
+    """One partition of that many sectors, which the kernel finds by the signature of the disk."""
+    entry = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", first, count)
+    return (b"".ljust(440, b"\0") + struct.pack("<I2x", DISK_SIGNATURE) + entry).ljust(510, b"\0") + b"\x55\xaa"
 
 
 def _add_kernel(package: str, tree: Path, vmlinuz: Path, work: Path, *, options: Sequence[str]) -> None:
@@ -266,10 +278,10 @@ def _build_python(target: Path, version: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_file_system(image: Path, tree: Path, *, size_mib: int) -> None:
-    """An ext4 image that holds `tree`. Sparse; needs neither a mount nor root."""
-    command = ("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "root_owner=0:0", "-d", str(tree))
-    run(*command, str(image), f"{size_mib}M")
+def make_file_system(image: Path, tree: Path, *, size_mib: int, offset: int = 0) -> None:
+    """An ext4 image that holds `tree`, from `offset` on. Sparse; needs neither a mount nor root."""
+    options = ("-O", "^has_journal", "-m", "0", "-E", f"root_owner=0:0,offset={offset}")
+    run("mke2fs", "-q", "-t", "ext4", *options, "-d", str(tree), str(image), f"{size_mib}M")
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ LEFT_OUT = (".git", ".cache", ".venv", "__pycache__", ".mypy_cache", ".ruff_cach
 RESULTS_MIB = 256
 ROUND_S = 600.0
 SILENT_S = 180.0  # longer than the longest test, whose name stands on the console when it begins
+# Programs of this host that the node gets: no package of Debian's has them.
+PROGRAMS = {"nomad": needs.find_nomad, "cloud-hypervisor": needs.find_cloud_hypervisor}
 # How much longer a thing takes in there than on the host: for time limits.
 SLOWER = 15
 
@@ -43,9 +45,9 @@ TOPOLOGY = (
     *("-numa", "node,nodeid=0,cpus=0-3,memdev=m0", "-numa", "node,nodeid=1,cpus=4-7,memdev=m1"),
     *("-numa", "dist,src=0,dst=1,val=21"),
 )
-# noinit_itable: no work in the background on a disk that is thrown away.
+# noinit_itable: no work in the background on a disk that is thrown away. Later kernels number the drives by chance.
 CMDLINE = (
-    "root=/dev/nvme0n1 rw rootflags=noinit_itable init=/lab-init console=ttyS0 quiet panic=-1 tsc=reliable "
+    f"root={image.ROOT} rootwait rw rootflags=noinit_itable init=/lab-init console=ttyS0 quiet panic=-1 tsc=reliable "
     "mitigations=off transparent_hugepage=never"
 )
 # The emulator can lose an interrupt for a CPU that runs a nested guest; that CPU then never answers the others again.
@@ -76,11 +78,13 @@ def run(
     files: Path,
     timeout_s: float = ROUND_S,
     later_kernel: bool = False,
+    programs: Collection[str] = PROGRAMS,
     tell: Callable[[str], None] = print,
 ) -> Round:
     """Boot a node, run the shell command `command` there, and unpack its results into `files`.
 
-    With `later_kernel` it is that of Debian's backports, not the one of the release.
+    With `later_kernel` it is that of Debian's backports, not the one of the release. The node has those of `programs`
+    that this host has.
     `tell` gets each line of the console as it comes. Raises RoundError when the node died, and ImageError or BuildError
     when there is nothing to boot.
     """
@@ -89,7 +93,7 @@ def run(
     guest = build.ensure(cache)
     with tempfile.TemporaryDirectory(prefix="chv-lab-", dir="/tmp") as name:
         work = Path(name)
-        _write_input(work / "in.ext4", command, guest.directory)
+        _write_input(work / "in.ext4", command, guest.directory, programs)
         results = work / "results.tar"
         with results.open("wb") as drive:
             drive.truncate(RESULTS_MIB << 20)
@@ -102,13 +106,12 @@ def run(
 # what goes in
 
 
-def programs() -> dict[str, Path]:
-    """Programs of this host that the node gets: those that no package of Debian's has."""
-    found = {"nomad": needs.find_nomad(), "cloud-hypervisor": needs.find_cloud_hypervisor()}
+def _found(programs: Collection[str]) -> dict[str, Path]:
+    found = {name: PROGRAMS[name]() for name in programs}
     return {name: path for name, path in found.items() if path is not None and os.access(path, os.X_OK)}
 
 
-def _write_input(drive: Path, command: str, guest: Path) -> None:
+def _write_input(drive: Path, command: str, guest: Path, programs: Collection[str]) -> None:
     """The drive with the checkout in `tree`, the test guest in `cache`, programs in `bin`, and the command."""
     with tempfile.TemporaryDirectory(prefix="chv-lab-", dir="/tmp") as name:
         top = Path(name)
@@ -120,7 +123,7 @@ def _write_input(drive: Path, command: str, guest: Path) -> None:
         for part in ("key", *build.OUTPUTS):
             shutil.copy(guest / part, top / "cache/guest" / part)
         (top / "bin").mkdir()
-        have = programs()
+        have = _found(programs)
         for program, path in have.items():
             shutil.copy(path, top / "bin" / program)
             (top / "bin" / program).chmod(0o755)
@@ -131,6 +134,7 @@ def _write_input(drive: Path, command: str, guest: Path) -> None:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         lines = [f"export {key}={shlex.quote(value)}\n" for key, value in environment.items()]
+        lines += [f"ln -s /lab/checkout/bin/{program} /usr/local/bin/\n" for program in have]  # where a driver looks
         (top / "command").write_text("".join(lines) + command + "\n")
         used = sum(path.stat().st_size for path in top.rglob("*") if path.is_file())
         image.make_file_system(drive, top, size_mib=64 + used * 5 // 4 // (1 << 20))

@@ -1,4 +1,4 @@
-"""Boots the lab node twice and has it run all other tests of this tier. Each of them is a subtest here."""
+"""Boots the lab node once a round and has it run all other tests of this tier. Each of them is a subtest here."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,14 +12,33 @@ import pytest
 from tests.lab import node
 
 ROUND_S = 900.0  # some six minutes on a machine with nothing else to do
-# One boot each: a node that hangs costs the half of the tier, and a file server is no neighbour for what counts CPUs.
+# One boot each: a node that hangs costs a part of the tier, and a file server is no neighbour for what counts CPUs.
 FILES = ("test_nfs.py", "test_nfs_agent.py", "test_shares.py")
-ROUNDS = {
-    "cpus": " ".join(f"--ignore=tests/lab/{name}" for name in FILES) + " tests/lab",
-    "files": " ".join(f"tests/lab/{name}" for name in FILES),
-}
+HYPERVISOR = ("test_cloud_hypervisor.py",)
 COMMAND = "python3 -m pytest -o timeout=300 -o cache_dir=/tmp/pytest --junitxml=/lab/results/junit.xml -v "
 FAILED_TESTS = 1  # pytest's exit code when it ran to its end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What one boot is for. Without a Cloud Hypervisor in the node, auto is QEMU there."""
+
+    tests: str
+    later_kernel: bool = False
+    programs: tuple[str, ...] = ("nomad",)
+
+
+ROUNDS = {
+    "cpus": Asked(tests=" ".join(f"--ignore=tests/lab/{name}" for name in (*FILES, *HYPERVISOR)) + " tests/lab"),
+    "files": Asked(tests=" ".join(f"tests/lab/{name}" for name in FILES)),
+    # The later kernel has the Landlock that it uses.
+    "hypervisor": Asked(
+        tests=" ".join(f"tests/lab/{name}" for name in HYPERVISOR),
+        later_kernel=True,
+        programs=("nomad", "cloud-hypervisor"),
+    ),
+}
+MARKS = {"hypervisor": pytest.mark.needs("cloud-hypervisor")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +64,7 @@ def outcomes(junit: Path) -> Iterator[Inner]:
 
 
 @pytest.mark.timeout(2 * ROUND_S + 300)
-@pytest.mark.parametrize("which", ROUNDS)
+@pytest.mark.parametrize("which", [pytest.param(name, marks=MARKS.get(name, ())) for name in ROUNDS])
 def test_what_only_the_node_can_show(
     which: str,
     tmp_path: Path,
@@ -55,13 +74,24 @@ def test_what_only_the_node_can_show(
     record_property: Callable[[str, object], None],
 ) -> None:
     # The console is captured: it is shown when the test fails.
-    retries = 0
+    asked, retries = ROUNDS[which], 0
+
+    def run(files: Path) -> node.Round:
+        return node.run(
+            COMMAND + asked.tests,
+            cache=cache,
+            files=files,
+            timeout_s=ROUND_S,
+            later_kernel=asked.later_kernel,
+            programs=asked.programs,
+        )
+
     try:
-        done = node.run(COMMAND + ROUNDS[which], cache=cache, files=tmp_path / "first", timeout_s=ROUND_S)
+        done = run(tmp_path / "first")
     except node.NodeFaultError as exc:
         retries = 1
         warnings.warn(f"the lab's round was done again: {exc}", stacklevel=1)
-        done = node.run(COMMAND + ROUNDS[which], cache=cache, files=tmp_path / "second", timeout_s=ROUND_S)
+        done = run(tmp_path / "second")
     record_property("lab_retries", retries)
     assert done.rc in {0, FAILED_TESTS}, f"pytest in the node ended with {done.rc}"
     found = list(outcomes(done.files / "junit.xml"))

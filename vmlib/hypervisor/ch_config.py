@@ -195,9 +195,9 @@ def _disk(index: int, disk: DiskAttachment) -> Body:
         # Never guessed: a guest writes what it likes into the first sector of a raw disk.
         "image_type": "Qcow2" if disk.format == "qcow2" else "Raw",
         "backing_files": disk.backing is not None,
+        # One of its own making would tell the guest the host's device and inode.
+        "serial": plain(disk.serial, key=f"serial of disk {disk.name}", max_bytes=_MAX_SERIAL_BYTES),
     }
-    if disk.serial:
-        body["serial"] = plain(disk.serial, key=f"serial of disk {disk.name}", max_bytes=_MAX_SERIAL_BYTES)
     if disk.rate_bytes:
         body["rate_limiter_config"] = _rate(disk.rate_bytes)
     return body
