@@ -19,6 +19,7 @@ from vmlib.disk.unpack import packed_name
 from vmlib.errors import HostError, SpecError
 from vmlib.hooks import split
 from vmlib.spec import DiskFormat, FirmwareKind, GuestOs, NfsExport, NumaPolicy, OnPanic, OnReboot, Packing, RootMode
+from vmlib.vfio import PCI_ADDRESS
 
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
 _SOCKET_PATH_MAX_BYTES = 107
@@ -74,6 +75,7 @@ class PluginConfig:
     cores: CoresConfig = field(default_factory=CoresConfig)
     hooks: tuple[str, ...] = ()  # NAME or NAME:ARGUMENT
     nfs: Mapping[str, NfsExport] = field(default_factory=dict)
+    vfio_allow: tuple[str, ...] = ()  # PCI addresses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,7 @@ class TaskConfig:
     share: tuple[str, ...] = ()  # words of SHARES
     tpm: bool = False
     balloon: bool = False
+    vfio: tuple[str, ...] = ()  # PCI addresses
     hypervisor: str = ""
 
 
@@ -154,6 +157,7 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
         image_cache_max_age_s=_duration(complaints, "gc.image_cache_max_age", values["gc"]["image_cache_max_age"]),
         hooks=_hooks(complaints, values["hooks"]),
         nfs=_nfs(complaints, values["nfs"]),
+        vfio_allow=_pci_addresses(complaints, "vfio_allow", values["vfio_allow"]),
         orphan_grace_s=_duration(complaints, "gc.orphan_grace", values["gc"]["orphan_grace"]),
         gc_dry_run=values["gc"]["dry_run"],
     )
@@ -204,6 +208,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         share=_share(complaints, values["share"]),
         tpm=values["tpm"],
         balloon=values["balloon"],
+        vfio=_vfio(complaints, values),
         hypervisor=values["hypervisor"],
     )
     if alone:
@@ -245,6 +250,15 @@ def _duration(complaints: Complaints, key: str, text: str) -> float:
     except ValueError as exc:
         complaints.add(key, str(exc), value=text)
         return 0.0
+
+
+def _pci_addresses(complaints: Complaints, key: str, texts: tuple[str, ...]) -> tuple[str, ...]:
+    for index, text in enumerate(texts):
+        if not PCI_ADDRESS.fullmatch(text):
+            complaints.add(f"{key}[{index}]", "expected a PCI address, as 0000:65:00.0", value=text)
+        elif text in texts[:index]:
+            complaints.add(f"{key}[{index}]", f"the same as {key}[{texts.index(text)}]", value=text)
+    return texts
 
 
 # -- plugin block ----------------------------------------------------------------------------------------------------
@@ -504,6 +518,15 @@ def _check_disk_keys(complaints: Complaints, path: str, block: Mapping[str, Any]
             complaints.add(f"{path}.{key}", "does not go with readonly = true", value=block[key])
     if not block["source"] and block["size"]:
         complaints.add(f"{path}.source", "expected a file that the guest reads, with readonly = true")
+
+
+def _vfio(complaints: Complaints, values: Mapping[str, Any]) -> tuple[str, ...]:
+    found = _pci_addresses(complaints, "vfio", values["vfio"])
+    if found and values["balloon"]:
+        complaints.add(
+            "balloon", "does not go with vfio, because a device of the host's keeps all memory in its place", value=True
+        )
+    return found
 
 
 def _share(complaints: Complaints, words: tuple[str, ...]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class NodeFacts:
     accel: str = ""
     networks: tuple[NetworkFacts, ...] = ()
     nfs: tuple[tuple[str, str], ...] = ()  # name, "rw" or "ro"; those whose server answers
+    vfio: tuple[str, ...] = ()  # PCI addresses of devices that machines can take over
     cores: CoreFacts | None = None
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -60,6 +61,8 @@ def fingerprint(facts: NodeFacts) -> Fingerprint:
         attributes |= _of_network(network)
     for name, mode in facts.nfs:
         attributes[f"driver.chv.nfs.{name}"] = mode
+    if facts.vfio:
+        attributes["driver.chv.vfio"] = ",".join(facts.vfio)
     if facts.cores is not None:
         attributes |= {f"driver.chv.cores.{name}": value for name, value in asdict(facts.cores).items()}
     if facts.problems:

@@ -21,7 +21,7 @@ from driver.network_health import NetworkFacts, network_facts, parents
 from driver.offload import Offload
 from driver.partitions import find as find_partitions
 from driver.partitions import nomad_cpus, reserved_cpus, watch_paths
-from vmlib import cgroup, credentials, process
+from vmlib import cgroup, credentials, process, vfio
 from vmlib.cores.ledger import read_entries
 from vmlib.cores.plan import Policy
 from vmlib.cores.service import Cores, CoreSettings, Notice
@@ -42,6 +42,7 @@ from vmlib.running import Machine
 from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
 from vmlib.sweep import Sweeper
+from vmlib.vfio import Lack
 
 log = logging.getLogger(__name__)
 
@@ -233,10 +234,12 @@ class Node:
             exports = self.config.nfs
             networks = await self.offload("probe", self._networks)
             silence = await self.offload("probe", nfs_probe.silence, exports.values())
+            devices = await self.offload("probe", lambda: {one: vfio.look(one) for one in self.config.vfio_allow})
             guest_words = await self.offload("probe", lambda: [*self.keep_shims(), *self._guard_words()])
         offers = self._offers
         usable = offers.usable
         nfs_words = [f"nfs {name}: {exports[name].server}: {why}" for name, why in silence.items() if why]
+        device_words = [f"vfio {name}: {one.found}" for name, one in devices.items() if isinstance(one, Lack)]
         return NodeFacts(
             hypervisors=tuple(dict.fromkeys(hypervisor.name for hypervisor in usable)),
             cloud_hypervisor_version=next((h.version for h in usable if h.name == "cloud-hypervisor"), ""),
@@ -245,7 +248,8 @@ class Node:
             networks=networks,
             nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
-            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *guest_words),
+            vfio=tuple(address for address, one in devices.items() if not isinstance(one, Lack)),
+            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *guest_words, *device_words),
             cores=cores,
         )
 

@@ -83,10 +83,6 @@ def _later(name: str, default: str = "", max_bytes: int = PATH_MAX_BYTES) -> Key
     return Key(name=name, default=default, works=(default,), planned=ANY, max_bytes=max_bytes)
 
 
-def _later_list(name: str) -> Key:
-    return Key(name=name, kind="strings", default=(), works=((),), planned=ANY, max_bytes=PATH_MAX_BYTES)
-
-
 PLUGIN: Members = (
     Key(name="data_dir", default="/var/lib/chv", max_bytes=PATH_MAX_BYTES),
     Key(name="run_dir", default="/run/chv", max_bytes=PATH_MAX_BYTES),
@@ -142,7 +138,7 @@ PLUGIN: Members = (
             _switch("read_only"),
         ),
     ),
-    _later_list("vfio_allow"),
+    Key(name="vfio_allow", kind="strings", default=()),
     Key(name="hooks", kind="strings", default=(), max_bytes=PATH_MAX_BYTES),
     Block(
         name="gc",
@@ -211,7 +207,7 @@ TASK: Members = (
     _choice("wait_for", "", planned=("agent",)),
     Key(name="share", kind="strings", default=()),
     _switch("balloon"),
-    _later_list("vfio"),
+    Key(name="vfio", kind="strings", default=(), max_items=8),
     _choice("hypervisor", "", "cloud-hypervisor", "qemu", hidden=("fake",)),
 )
 

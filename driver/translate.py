@@ -82,6 +82,7 @@ def machine_spec(
         memory_max_mib=_memory_max_mib(task),
         hugepages=options.hugepages,
         balloon=options.balloon,
+        vfio=_vfio(complaints, options, plugin),
         hypervisor=options.hypervisor,
         on_reboot=options.on_reboot,
         on_panic=options.on_panic,
@@ -280,6 +281,19 @@ def _mounts(complaints: Complaints, task: pb.TaskConfig, options: TaskConfig) ->
             complaints.add("volume_mount.destination", "something else is mounted there", value=mount.task_path)
         mounts.append(MountSpec(source=Path(mount.host_path), guest_path=path, readonly=mount.readonly))
     return tuple(mounts)
+
+
+def _vfio(complaints: Complaints, options: TaskConfig, plugin: PluginConfig) -> tuple[str, ...]:
+    """The host's devices that the job wants, of those that this node's operator lets jobs have."""
+    allowed = ", ".join(plugin.vfio_allow) or "none"
+    for index, address in enumerate(options.vfio):
+        if address not in plugin.vfio_allow and not complaints.any_about(f"vfio[{index}]"):
+            complaints.add(
+                f"vfio[{index}]",
+                f"vfio = {list(options.vfio)}, expected addresses of this node's vfio_allow: {allowed}",
+                value=address,
+            )
+    return options.vfio
 
 
 def _disk_key(task: pb.TaskConfig, name: str) -> DiskKey:

@@ -22,6 +22,7 @@ PLACES = (
     "start.run_dir",
     "start.hooks",
     "start.mounted",
+    "start.devices",
     *LINKS,
     "start.files",
     "start.ledger",

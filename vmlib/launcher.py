@@ -110,6 +110,14 @@ def enter_network(path: str) -> None:
         os.close(fd)
 
 
+def allow_locked_memory(limit: int) -> None:
+    """Let this process lock so much memory. Only root may raise the limit, so this comes before privileges go."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+    except ValueError as exc:  # how Python says that
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), "setrlimit memlock") from exc
+
+
 def substitute(argv: list[str], fds: dict[str, int]) -> list[str]:
     """Replace `{fd:NAME}` by the number of the descriptor of that name."""
     return [re.sub(r"\{fd:([a-z0-9_.-]+)\}", lambda m: str(fds[m[1]]), word) for word in argv]
@@ -171,6 +179,8 @@ def launch(spec: dict[str, Any], parent: int) -> None:
         os.sched_setaffinity(0, cpus)
     Path("/proc/self/oom_score_adj").write_text("0")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory_lock := spec.get("memory_lock_bytes"):
+        allow_locked_memory(memory_lock)
     os.umask(0o077)
     os.chdir("/")
     argv = substitute(spec["argv"], spec["fds"])

@@ -123,11 +123,13 @@ class Machines:
             spec = self._preflight.mounted(spec, run, journal)
             failpoint.hit("start.mounted")
             who = self._preflight.credentials(hypervisor, paths, run, journal)
+            devices = self._preflight.devices(spec, who, paths, run, journal)
+            failpoint.hit("start.devices")
             plugged = self._preflight.plugged(spec, hypervisor, run, ours, journal)
             spec = replace(spec, nics=tuple(one.spec for one in plugged))
             nics = tuple(one.nic for one in plugged)
             res, told = self._preflight.resources(spec, given, nics, paths, run, who, ours, journal)
-            res = replace(res, firmware=firmware_of(spec, hypervisor, paths, ours))
+            res = replace(res, vfio=devices, firmware=firmware_of(spec, hypervisor, paths, ours))
             if hypervisor.capabilities.opens_files:
                 try:
                     res = handed_over(res, paths, self._layout, run, ours)
@@ -149,6 +151,8 @@ class Machines:
             plan = hypervisor.plan(spec, res, reason=reason)
             journal.note("machine.end", run_dir=str(run.root))
             keeper_plan = _keeper_plan(spec, plan, paths, run, groups, helpers.plans(res, run, groups))
+            memory_lock = memory.memory_lock_bytes(spec, hypervisor.overhead_mib(spec))
+            keeper_plan = replace(keeper_plan, memory_lock_bytes=memory_lock)
             if not can.threads_before_boot:
                 # They inherit it from the first thread; a vCPU leaves for its own place by itself, or by us.
                 keeper_plan = replace(keeper_plan, cpus=sorted(assigned.confinement.emulator))
@@ -187,6 +191,7 @@ class Machines:
                 placement=assigned.placement,
                 renews=not can.threads_before_boot,
                 nics=tuple(nic_record(one) for one in plugged),
+                vfio=spec.vfio,
                 alive_while=str(spec.alive_while or ""),
             )
             record.save(paths.record)

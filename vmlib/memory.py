@@ -14,3 +14,11 @@ def memory_limit_bytes(spec: MachineSpec, overhead_mib: int) -> int:
     if spec.hugepages:
         return overhead_mib * _MIB
     return max(spec.memory_mib + overhead_mib, spec.memory_max_mib) * _MIB
+
+
+def memory_lock_bytes(spec: MachineSpec, overhead_mib: int) -> int:
+    """How much memory the VMM may lock: a device that the guest has taken over reaches all RAM, which stays in place.
+
+    0 = as little as everybody.
+    """
+    return (spec.memory_mib + overhead_mib) * _MIB if spec.vfio else 0

@@ -37,6 +37,11 @@ class MachinePaths:
         return self.root / "uid"
 
     @property
+    def vfio(self) -> Path:
+        """The IOMMU groups of the devices that its guest has, as long as it has them."""
+        return self.root / "vfio"
+
+    @property
     def boot_dir(self) -> Path:
         return self.root / "boot"
 
@@ -240,6 +245,11 @@ class Layout:
     def uids_lock(self) -> Path:
         """Held while a uid is picked, so that two machines that start at once get two."""
         return self.data_dir / "uids.lock"
+
+    @property
+    def vfio_lock(self) -> Path:
+        """Held while devices are taken, so that two machines that start at once do not get the same."""
+        return self.data_dir / "vfio.lock"
 
     def machine(self, name: str) -> MachinePaths:
         return MachinePaths(self.machines / name)

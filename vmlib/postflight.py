@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vmlib import cgroup, files, hook_run, living, process
+from vmlib import cgroup, files, hook_run, living, process, vfio
 from vmlib.cores import service as cores
 from vmlib.disk import nfs
 from vmlib.disk.persistent import Holder, PersistentDisks
@@ -39,6 +39,16 @@ def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
         _expect_ended(RunPaths(Path(run_dir)))
         Path(path).unlink(missing_ok=True)
 
+    def free_vfio(path: str, run_dir: str) -> None:
+        if Path(path).name != "vfio" or layout.machines not in Path(path).parents:
+            raise HostError(f"{path} is not beneath {layout.machines}")
+        _expect_ended(RunPaths(Path(run_dir)))
+        Path(path).unlink(missing_ok=True)
+
+    def give_back_vfio(node: str, uid: str, was: str, run_dir: str) -> None:
+        _expect_ended(RunPaths(Path(run_dir)))
+        vfio.give_back(Path(node), uid=int(uid), was=int(was))
+
     def hook_postflight(hook: str, state: str, machine: str, machine_id: str, run_dir: str) -> None:
         # What the hook gave is the VMM's as long as that lives.
         _expect_ended(RunPaths(Path(run_dir)))
@@ -53,6 +63,8 @@ def actions(layout: Layout) -> Mapping[str, Callable[..., None]]:
     return {
         "run_dir.remove": remove_run_dir,
         "uid.free": free_uid,
+        "vfio.free": free_vfio,
+        "vfio.give_back": give_back_vfio,
         "hook.postflight": hook_postflight,
         "nfs.unmount": unmount,
         "link.remove": lambda name, mac, mark: remove_link(name, mac=mac, mark=mark),

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from vmlib import credentials, far, files, helpers, hook_run, postflight, probe, process
+from vmlib import credentials, far, files, helpers, hook_run, postflight, probe, process, vfio
 from vmlib.cores.service import Notice
 from vmlib.disk import nfs
 from vmlib.disk.cache import ImageCache
@@ -38,6 +38,7 @@ from vmlib.resources import (
     FirmwareFiles,
     Nic,
     OpenFile,
+    PciDevice,
     Resources,
     ShareAttachment,
     StreamNic,
@@ -134,6 +135,25 @@ class Preflight:
         else:
             who = credentials.for_user(self._settings.vm_user) or credentials.ours()
         return credentials.with_kvm(who) if hypervisor.accel == "kvm" else who
+
+    def devices(
+        self, spec: MachineSpec, who: Credentials, paths: MachinePaths, run: RunPaths, journal: Journal
+    ) -> tuple[PciDevice, ...]:
+        """Take the host's devices that the guest shall have, and give their nodes to the VMM's user."""
+        if not spec.vfio:
+            return ()
+        wanted = vfio.devices(spec.vfio, self._settings.host_root)
+        with files.locked(self._layout.vfio_lock):
+            vfio.expect_free(wanted, vfio.load_claims(self._layout.machines.glob("*/*/vfio")))
+            handovers = list(vfio.handovers(wanted, who.uid, self._settings.host_root))
+            journal.note("vfio.free", path=str(paths.vfio), run_dir=str(run.root))
+            files.write_atomic(paths.vfio, vfio.dump_claim(wanted))
+        for one in handovers:
+            journal.note(
+                "vfio.give_back", node=str(one.path), uid=str(one.uid), was=str(one.was), run_dir=str(run.root)
+            )
+            vfio.hand_over(one)
+        return wanted
 
     def _held_uids(self) -> set[int]:
         held = set()

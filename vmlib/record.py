@@ -61,6 +61,7 @@ class MachineRecord:
     placement: Placement | None = None  # what it got at its start, should the ledger be lost; None: nobody knows
     renews: bool = False  # its VMM makes all threads anew at each reboot of the guest
     nics: tuple[NicRecord, ...] = ()
+    vfio: tuple[str, ...] = ()  # PCI addresses of devices that its guest has
     alive_while: str = ""
 
     def save(self, path: Path) -> None:
@@ -101,6 +102,8 @@ def load_machine(path: Path) -> MachineRecord | None:
         data["nics"] = tuple(NicRecord.from_json(nic) for nic in data.get("nics", ()))
     except (AttributeError, TypeError):
         data["nics"] = ()
+    vfio = data.get("vfio")
+    data["vfio"] = tuple(map(str, vfio)) if isinstance(vfio, list) else ()
     try:
         data["placement"] = Placement.from_json(data["placement"])
     except (KeyError, TypeError, ValueError):  # of a version that knew no cores

@@ -131,6 +131,14 @@ Nic = UserNic | StreamNic | TapNic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PciDevice:
+    """A device of the host's that is ready to be taken over, and the IOMMU group that the kernel hands it out by."""
+
+    address: str  # "0000:65:00.0"
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """Whom the VMM runs as."""
 
@@ -159,7 +167,7 @@ class Resources:
     shares: tuple[ShareAttachment, ...] = ()
     tpm: TpmAttachment | None = None
     nics: tuple[Nic, ...] = ()
-    vfio: tuple[str, ...] = ()  # PCI addresses of devices of the host's that the guest gets
+    vfio: tuple[PciDevice, ...] = ()  # devices of the host's that the guest gets
     vmm_dir: OpenFile | None = None  # where the VMM may make sockets of its own
     landlock: bool = False  # the kernel can keep a process from all files but those that it names
     affinity: tuple[frozenset[int], ...] = ()  # the CPUs of each vCPU, for good; () = they may be moved

@@ -18,7 +18,7 @@ from driver.core_health import Finding, core_findings
 from driver.network_health import parents
 from driver.node import hypervisor_settings, owner_of_this_process, unprivileged_warning
 from driver.partitions import reserved_cpus, shared_cpus
-from vmlib import cgroup, cpuset, probe
+from vmlib import cgroup, cpuset, probe, vfio
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.topology import Topology, read_topology
 from vmlib.disk import nfs_probe
@@ -81,6 +81,7 @@ def examine(config: PluginConfig) -> list[Check]:
         *_guests(config),
         *_hooks(config),
         *_nfs(config),
+        *_devices(config),
     ]
 
 
@@ -200,6 +201,19 @@ def _nfs(config: PluginConfig) -> list[Check]:
         silence=nfs_probe.silence(config.nfs.values()),
     )
     return [Check(*line) for line in nfs_lines(config.nfs, facts)]
+
+
+def _devices(config: PluginConfig) -> list[Check]:
+    checks = []
+    for address in config.vfio_allow:
+        match vfio.look(address):
+            case vfio.Lack(found=found, cure=cure):
+                checks.append(Check(f"vfio {address}", "warning", found, cure))
+            case device:
+                checks.append(
+                    Check(f"vfio {address}", "ok", f"bound to vfio-pci, as all of IOMMU group {device.group}")
+                )
+    return checks
 
 
 def _privileges() -> Check:

@@ -42,6 +42,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "vcpus": _vcpus(machine),
         "addresses": [address for nic in nics for address in nic.addresses],
         "nics": [_nic(nic) for nic in nics],
+        **({"vfio": list(record.vfio)} if record.vfio else {}),
     }
     if (ended := machine.exit_record()) is not None:
         facts["exit"] = {"code": ended.exit_code, "signal": ended.signal, "message": ended.message}

@@ -84,3 +84,23 @@ def write_sysfs(root: Path, files: Mapping[str, str]) -> None:
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
+
+
+def write_pci_device(
+    root: Path, address: str, *, driver: str = "vfio-pci", group: str = "12", class_: str = "0x030000"
+) -> None:
+    """A device in a tree in place of /, whose group has a node in dev/vfio that everybody but the kernel calls one."""
+    device = root / "sys/bus/pci/devices" / address
+    device.mkdir(parents=True)
+    (device / "class").write_text(f"{class_}\n")
+    if driver:
+        (device / "driver").symlink_to(f"../../../../bus/pci/drivers/{driver}")
+    if group:
+        members = root / "sys/kernel/iommu_groups" / group / "devices"
+        members.mkdir(parents=True, exist_ok=True)
+        (members / address).symlink_to(f"../../../../bus/pci/devices/{address}")
+        (device / "iommu_group").symlink_to(f"../../../../kernel/iommu_groups/{group}")
+        (root / "dev/vfio").mkdir(parents=True, exist_ok=True)
+        for name, mode in ((group, 0o600), ("vfio", 0o666)):
+            (root / "dev/vfio" / name).touch()
+            (root / "dev/vfio" / name).chmod(mode)

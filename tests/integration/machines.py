@@ -209,6 +209,8 @@ class Host:
     name: str  # of the hypervisor
     binary: str = ""
     hooks: tuple[str, ...] = ()
+    root: Path = Path("/")  # of what it takes for the host's devices
+    uids: range | None = None  # other ones than its hypervisor's
     logs: list[Log] = field(default_factory=list)
     count: int = 0
 
@@ -219,7 +221,9 @@ class Host:
     @property
     def machines(self) -> Machines:
         """As a new process would make it: nothing is remembered."""
-        settings = HostSettings(layout=self.layout, vm_uids=UIDS[self.name], hooks=self.hooks)
+        settings = HostSettings(
+            layout=self.layout, vm_uids=self.uids or UIDS[self.name], hooks=self.hooks, host_root=self.root
+        )
         hypervisor = hypervisor_of(self.name, binary=self.binary)
         return Machines(settings, lambda _: (hypervisor, "by the test"), attach)
 

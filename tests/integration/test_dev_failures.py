@@ -195,7 +195,8 @@ async def test_refusals_as_the_alloc_shows_them(node: Node, golden: Callable[[st
     case("nothing to boot", boot="")
     case("several at once", config='vcpus = 0\n root_size = "10G"\n hostname = "-x-"\n on_panic = "dance"')
     case(
-        "not built yet", config='vfio = ["0000:3b:00.0"]\n numa = "strict"\n disk {\n name = "data"\n size = "1GiB"\n }'
+        "a device that the operator gives to nobody",
+        config='vfio = ["0000:3b:00.0"]\n numa = "strict"\n disk {\n name = "data"\n size = "1GiB"\n }',
     )
     case("not built yet, in two words", boot='image = "nfs://vms/a.raw"\n wait_for = "agent"')
     case("a group whose namespace is gone", change=with_namespace)

@@ -271,7 +271,7 @@ def test_wrong_usage_is_exit_code_two(fake_node: Node, words: tuple[str, ...]) -
 
 
 def test_a_config_that_the_driver_refuses_says_every_complaint(fake_node: Node) -> None:
-    fake_node.block = 'vfio_allow = ["0000:01:00.0"]\n gc {\n orphan_grace = "soon"\n }'
+    fake_node.block = 'vfio_allow = ["01:00.0"]\n gc {\n orphan_grace = "soon"\n }'
     fake_node.write_agent_file()
     done = fake_node.command("dev", str(fake_node.job()))
     assert done.returncode != 0

@@ -19,6 +19,7 @@ from vmlib.resources import (
     FirmwareFiles,
     NumaCell,
     OpenFile,
+    PciDevice,
     Resources,
     ShareAttachment,
     TapNic,
@@ -57,6 +58,8 @@ SHARE = ShareAttachment(name="fs0", tag="chv:srv-data", guest_path="/srv/data", 
 WITH_KERNEL = DirectBoot(kernel=FileRef(root=Path("/alloc"), relative="vmlinuz"))
 LAN = NicSpec(network="lan", link=MacvtapLink(parent="eth0"))
 OWN_CORES = CoresSpec(exclusive=True)
+
+GPU = PciDevice(address="0000:3b:00.0", group="12")
 
 
 def plan(spec: MachineSpec, res: Resources) -> LaunchPlan:
@@ -106,7 +109,8 @@ MACHINES = {
         ),
     ),
     "hugepages": (replace(SPEC, hugepages=True), DIRECT),
-    "balloon-and-device": (replace(SPEC, balloon=True), replace(DIRECT, vfio=("0000:3b:00.0",))),
+    "balloon": (replace(SPEC, balloon=True), DIRECT),
+    "devices": (SPEC, replace(DIRECT, disks=(OVERLAY,), vfio=(GPU, replace(GPU, address="0000:3b:00.1")))),
     "no-landlock": (SPEC, replace(DIRECT, disks=(OVERLAY,), landlock=False)),
 }  # fmt: skip
 
@@ -172,7 +176,8 @@ def test_huge_pages_get_more_time_to_boot() -> None:
             "no user-mode network",
         ),
         (SPEC, replace(DIRECT, shares=(replace(SHARE, tag="x" * 37),)), "expected at most 36"),
-        (SPEC, replace(DIRECT, vfio=("../../../etc",)), "expected a PCI address"),
+        (SPEC, replace(DIRECT, vfio=(replace(GPU, address="../../../etc"),)), "expected a PCI address"),
+        (replace(SPEC, balloon=True), replace(DIRECT, vfio=(GPU,)), "balloon = true: .* expected one of the two"),
         (SPEC, replace(DIRECT, boot=BootFiles(kernel=file(1, "k"), initrd=None, cmdline="x" * 2048)), "2047"),
         (SPEC, replace(DIRECT, boot=BootFiles(kernel=file(1, "k"), initrd=None, cmdline="a\0b")), "NUL"),
     ],

@@ -19,6 +19,7 @@ from vmlib.resources import (
     FirmwareFiles,
     Forward,
     OpenFile,
+    PciDevice,
     Resources,
     ShareAttachment,
     StreamNic,
@@ -55,6 +56,8 @@ TAP = TapNic(name="net0", mac="52:54:00:12:34:56", queues=QUEUES[:1])
 SHARE = ShareAttachment(name="fs0", tag="srv-data", guest_path="/srv/data", source=Path("/data"))
 TPM = TpmAttachment(name="tpm", state_dir=Path("/var/lib/chv/tpm"))
 EXPOSED = CoresSpec(exclusive=True, expose=True)
+
+GPU = PciDevice(address="0000:3b:00.0", group="12")
 
 
 def plan(spec: MachineSpec, res: Resources, accel: Accel = "tcg") -> LaunchPlan:
@@ -150,6 +153,7 @@ def value_of(launch: LaunchPlan, name: str) -> list[str]:
         ("huge-pages", replace(SPEC, hugepages=True), DIRECT, "tcg"),
         ("shares", SPEC, replace(DIRECT, shares=(SHARE, replace(SHARE, name="fs1", tag="t", readonly=True))), "tcg"),
         ("share-and-huge-pages", replace(SPEC, hugepages=True), replace(DIRECT, shares=(SHARE,)), "kvm"),
+        ("devices", SPEC, replace(DIRECT, vfio=(GPU, replace(GPU, address="0000:3b:00.1"))), "kvm"),
         ("tpm", SPEC, replace(DIRECT, tpm=TPM), "tcg"),
         ("block-device", SPEC, replace(RES, disks=(OVERLAY_DISK, BLOCK_DEVICE)), "tcg"),
         ("panic-restart-reboot-exit", replace(SPEC, on_panic="restart", on_reboot="exit"), DIRECT, "tcg"),
@@ -280,6 +284,12 @@ def with_boot(cmdline: str) -> Resources:
             SPEC,
             replace(DIRECT, shares=(replace(SHARE, tag="t" * 37),)),
             "tag of the share at /srv/data: 37 bytes long, expected at most 36",
+        ),
+        (SPEC, replace(DIRECT, vfio=(GPU,) * 9), "9 devices in vfio: expected at most 8"),
+        (
+            SPEC,
+            replace(DIRECT, vfio=(replace(GPU, address="x"),)),
+            "vfio = 'x': expected a PCI address, as 0000:65:00.0",
         ),
         (SPEC, replace(DIRECT, nics=(NIC,) * 9), "9 network interfaces: expected at most 8"),
         (

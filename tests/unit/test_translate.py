@@ -680,3 +680,14 @@ def test_too_few_mhz_are_linted_at_level_driver_only() -> None:
     ]
     assert lints(cores_task(mhz=5200), options, (), level="driver", mhz_floor=2600) == []
     assert lints(cores_task(mhz=500), options, (), level="node", mhz_floor=2600) == []
+
+
+def test_a_device_that_the_operator_gives_to_nobody_is_refused_with_both_lists() -> None:
+    options = TaskConfig(kernel="local/vmlinuz", vfio=("0000:65:00.0", "0000:66:00.0"))
+    allowing = replace(a_plugin(), vfio_allow=("0000:65:00.0", "0000:67:00.0"))
+    assert refused(options, allowing) == (
+        "vfio[1] = '0000:66:00.0': vfio = ['0000:65:00.0', '0000:66:00.0'], expected addresses of this node's"
+        " vfio_allow: 0000:65:00.0, 0000:67:00.0"
+    )
+    assert refused(replace(options, vfio=("0000:65:00.0",))).endswith("vfio_allow: none")
+    assert spec_of(replace(options, vfio=("0000:65:00.0",)), allowing).vfio == ("0000:65:00.0",)

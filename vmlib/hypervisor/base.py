@@ -29,6 +29,7 @@ class Capabilities:
     flash: bool = True  # it takes what a job brings for UEFI firmware, in the form in which distributions ship that
     remote_disks: bool = True  # files on a server that may stop answering, or that does not know the VMM's user
     nic_rate: bool = False  # it keeps an interface to a rate
+    vfio: bool = False  # it lets a guest have devices of the host's
     opens_files: bool = False  # it opens by itself, as its own user, what it has descriptors of
     threads_before_boot: bool = True  # its vCPUs have their threads while the guest is still held
 

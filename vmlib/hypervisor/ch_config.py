@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 
 from vmlib.errors import SpecError
 from vmlib.hypervisor.base import Request
-from vmlib.hypervisor.options import plain
-from vmlib.resources import DiskAttachment, Nic, NumaCell, OpenFile, Resources, ShareAttachment, TapNic
+from vmlib.hypervisor.options import BALLOON_AND_DEVICE, pci_address, plain
+from vmlib.resources import DiskAttachment, Nic, NumaCell, OpenFile, PciDevice, Resources, ShareAttachment, TapNic
 from vmlib.spec import MachineSpec
+from vmlib.vfio import node
 
 VSOCK = "vsock"  # the socket in the VMM's directory that leads into the guest
 VSOCK_CID = 3
@@ -30,7 +31,6 @@ _REFILL_MS = 1000  # a rate is bytes a second
 
 _DISK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,15}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
 Body = dict[str, object]
 
@@ -77,11 +77,13 @@ def vm_config(spec: MachineSpec, res: Resources) -> Body:
         # Nothing is taken from the guest; it gives back what it does not use, and has it again when it needs it.
         config["balloon"] = {"id": "balloon0", "size": 0, "deflate_on_oom": True, "free_page_reporting": True}
     if res.vfio:
-        config["devices"] = [_device(index, address) for index, address in enumerate(res.vfio)]
+        config["devices"] = [_device(index, device) for index, device in enumerate(res.vfio)]
     if res.landlock:
         config["landlock_enable"] = True
         # It makes the rules for all that the config names by itself.
-        if rules := [_rule(disk.backing, "r") for disk in res.disks if disk.backing is not None]:
+        rules = [_rule(disk.backing.inherited_path, "r") for disk in res.disks if disk.backing is not None]
+        # For a device it makes one that leads nowhere: it takes the device's address for the group's number.
+        if rules := rules + [_rule(path, "rw") for path in _vfio_nodes(res.vfio)]:
             config["landlock_rules"] = rules
     return config
 
@@ -104,6 +106,8 @@ def _check(spec: MachineSpec, res: Resources) -> None:
         raise SpecError(f"memory = {spec.memory_mib}: expected a multiple of 2 MiB with hugepages = true")
     if spec.guest_os == "windows" and spec.boot is not None:
         raise SpecError("guest_os = 'windows': boots by UEFI from a disk, expected no kernel")
+    if spec.balloon and res.vfio:
+        raise SpecError(BALLOON_AND_DEVICE)
     if res.boot is None and res.firmware is None:
         raise SpecError("nothing to boot with: expected a kernel or a firmware file")
     if res.boot is None and not res.disks:
@@ -228,14 +232,18 @@ def _share(share: ShareAttachment, res: Resources) -> Body:
     }
 
 
-def _device(index: int, address: str) -> Body:
-    if _PCI_ADDRESS.fullmatch(address) is None:
-        raise SpecError(f"vfio = {address[:64]!r}: expected a PCI address, as 0000:3b:00.0")
-    return {"id": f"vfio{index}", "path": f"/sys/bus/pci/devices/{address}"}
+def _device(index: int, device: PciDevice) -> Body:
+    return {"id": f"vfio{index}", "path": f"/sys/bus/pci/devices/{pci_address(device)}"}
 
 
-def _rule(file: OpenFile, access: str) -> Body:
-    return {"path": file.inherited_path, "access": access}
+def _vfio_nodes(devices: tuple[PciDevice, ...]) -> list[str]:
+    if not devices:
+        return []
+    return [str(node(name)) for name in ("vfio", *sorted({device.group for device in devices}))]
+
+
+def _rule(path: str, access: str) -> Body:
+    return {"path": path, "access": access}
 
 
 def _expect_name(disk: DiskAttachment) -> None:

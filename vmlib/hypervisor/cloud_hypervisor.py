@@ -66,6 +66,7 @@ class CloudHypervisor:
             flash=False,
             remote_disks=False,
             nic_rate=True,
+            vfio=True,
             opens_files=True,
             threads_before_boot=False,
         )

@@ -25,7 +25,7 @@ class Fake:
     accel: Accel = "none"
     version: str = "1"
     capabilities: Capabilities = field(
-        default=Capabilities(user_nic=False, firmware_boot=True, uefi=False, shares=False, tpm=False)
+        default=Capabilities(user_nic=False, firmware_boot=True, uefi=False, shares=False, tpm=False, vfio=True)
     )
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:

@@ -4,8 +4,13 @@ import json
 from collections.abc import Mapping
 
 from vmlib.errors import SpecError
+from vmlib.resources import PciDevice
+from vmlib.vfio import PCI_ADDRESS
 
 _PLACEHOLDER = "{fd:"
+
+# A device reads and writes RAM by addresses that stand for good once it is there.
+BALLOON_AND_DEVICE = "balloon = true: the memory of a machine with vfio cannot be given back, expected one of the two"
 
 
 class Inherited(str):
@@ -29,6 +34,13 @@ def plain(value: str, *, key: str, max_bytes: int) -> str:
     if _PLACEHOLDER in value and not isinstance(value, Inherited):
         raise SpecError(f"{key} = {value!r}: holds {_PLACEHOLDER!r}, which cannot be passed on")
     return value
+
+
+def pci_address(device: PciDevice) -> str:
+    """Raises SpecError for what could be something else to a VMM."""
+    if PCI_ADDRESS.fullmatch(device.address) is None:
+        raise SpecError(f"vfio = {device.address[:64]!r}: expected a PCI address, as 0000:65:00.0")
+    return device.address
 
 
 def option(first: str, *pairs: tuple[str, str]) -> str:

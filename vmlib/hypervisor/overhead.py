@@ -23,6 +23,8 @@ _FLASH_MIB = 8  # what firmware's flash may have at most, which is copied into t
 _SHARE_MIB = 64
 _TPM_MIB = 24  # of swtpm
 _TAP_NIC_MIB = 4  # rings and frames on their way
+_VFIO_MIB = 16  # of each device: its configuration, interrupts, tables
+_IOMMU_SHARE = 256  # tables of the IOMMU for all RAM, 8 bytes for each 4 KiB, and such of the kernel's own beside them
 _USER_NIC_MIB = 256  # two buffers of 128 KiB for each of about a thousand TCP connections
 
 # Measured: 12 MiB with two of everything. The rest is page cache for the files that it reads.
@@ -44,7 +46,7 @@ def qemu_overhead_mib(spec: MachineSpec, accel: Accel) -> int:
     if spec.boot_firmware:
         needed += _FLASH_MIB
     needed += _SHARE_MIB * len(spec.mounts) + _TPM_MIB * spec.tpm
-    return needed + _disks_mib(spec) + _nics_mib(spec)
+    return needed + _disks_mib(spec) + _nics_mib(spec) + _vfio_mib(spec)
 
 
 def ch_overhead_mib(spec: MachineSpec) -> int:
@@ -55,7 +57,11 @@ def ch_overhead_mib(spec: MachineSpec) -> int:
     layers = sum(disk.format == "qcow2" for disk in spec.disks)
     if spec.root is not None:
         layers += (spec.root.mode == "overlay") + (spec.root.format == "qcow2")
-    return needed + disks * _DISK_MIB + layers * _CH_QCOW2_MIB
+    return needed + disks * _DISK_MIB + layers * _CH_QCOW2_MIB + _vfio_mib(spec)
+
+
+def _vfio_mib(spec: MachineSpec) -> int:
+    return len(spec.vfio) * _VFIO_MIB + spec.memory_mib // _IOMMU_SHARE if spec.vfio else 0
 
 
 def _nics_mib(spec: MachineSpec) -> int:

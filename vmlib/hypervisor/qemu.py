@@ -30,7 +30,9 @@ class Qemu:
     io_uring: bool = False  # it can do the I/O of disks with that, and the kernel lets it
     root: Path = Path("/")  # of the host's filesystem
     capabilities: Capabilities = field(
-        default=Capabilities(user_nic=True, firmware_boot=True, uefi=True, shares=True, tpm=True, vhost_net=True)
+        default=Capabilities(
+            user_nic=True, firmware_boot=True, uefi=True, shares=True, tpm=True, vhost_net=True, vfio=True
+        )
     )
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.base import Accel
-from vmlib.hypervisor.options import Inherited, inherited, json_option, option, plain
+from vmlib.hypervisor.options import BALLOON_AND_DEVICE, Inherited, inherited, json_option, option, pci_address, plain
 from vmlib.paths import run_key
 from vmlib.resources import (
     BootFiles,
@@ -16,6 +16,7 @@ from vmlib.resources import (
     Forward,
     Nic,
     OpenFile,
+    PciDevice,
     Resources,
     ShareAttachment,
     StreamNic,
@@ -38,6 +39,8 @@ _NIC_SLOTS = (*range(_FIRST_NIC_SLOT, _FIRST_DISK_SLOT), 0x1D, 0x1E)
 _MAX_NICS = len(_NIC_SLOTS)
 _MAX_DISKS = _OWN_SLOT - _FIRST_DISK_SLOT
 _MAX_SHARES = 8
+_VFIO_SLOT = _OWN_SLOT - 1  # of a machine with such devices the last place of a disk; a port for each, by function
+_MAX_VFIO = 8
 
 _FIRST_FLASH_SET = 2 * _MAX_DISKS + 1  # after the descriptor sets of all disks and their backing images
 
@@ -88,6 +91,7 @@ def command_line(
             *(word for index, share in enumerate(res.shares) for word in _share_args(index, share)),
             *_tpm_args(res.tpm),
             *(word for index, nic in enumerate(res.nics) for word in _nic_args(index, nic)),
+            *(word for index, device in enumerate(res.vfio) for word in _vfio_args(index, device)),
         ),
         files={
             name: file.fd
@@ -128,8 +132,12 @@ def _check(spec: MachineSpec, res: Resources) -> None:
         raise SpecError("nothing to boot from: expected image or kernel")
     if len({disk.name for disk in res.disks}) != len(res.disks):
         raise SpecError(f"disk names {', '.join(disk.name for disk in res.disks)}: expected each once")
-    if len(res.disks) > _MAX_DISKS:
-        raise SpecError(f"{len(res.disks)} disks: expected at most {_MAX_DISKS}")
+    if spec.balloon and res.vfio:
+        raise SpecError(BALLOON_AND_DEVICE)
+    if len(res.vfio) > _MAX_VFIO:
+        raise SpecError(f"{len(res.vfio)} devices in vfio: expected at most {_MAX_VFIO}")
+    if len(res.disks) > (most := _MAX_DISKS - bool(res.vfio)):
+        raise SpecError(f"{len(res.disks)} disks: expected at most {most}{' with vfio' if res.vfio else ''}")
     if len(res.shares) > _MAX_SHARES:
         raise SpecError(f"{len(res.shares)} shares: expected at most {_MAX_SHARES}")
     if len(res.nics) > _MAX_NICS:
@@ -481,6 +489,16 @@ def _host_forward(forward: Forward) -> str:
         if not 1 <= port <= 65535:
             raise SpecError(f"port {port}: expected 1 to 65535")
     return f"{forward.protocol}:{forward.host_ip}:{forward.host_port}-:{forward.guest_port}"
+
+
+def _vfio_args(index: int, device: PciDevice) -> list[str]:
+    """Behind a port of its own, as it is on a board: drivers look for the link there."""
+    port = f"vfio-port{index}"
+    place = (("addr", f"{_VFIO_SLOT:#04x}.{index}"), *((("multifunction", "on"),) if index == 0 else ()))
+    return [
+        "-device", option("pcie-root-port", ("id", port), ("chassis", str(index + 1)), *place),
+        "-device", option("vfio-pci", ("host", pci_address(device)), ("id", f"vfio{index}"), ("bus", port)),
+    ]  # fmt: skip
 
 
 def _slot(number: int) -> tuple[str, str]:

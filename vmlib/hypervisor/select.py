@@ -182,6 +182,8 @@ def _lack(spec: MachineSpec, can: Capabilities, *, pinned: bool) -> str:
         return "has no virtiofs shares"
     if any(nic.rate_bytes for nic in spec.nics) and not can.nic_rate:
         return "does not limit the rate of a network_interface"
+    if spec.vfio and not can.vfio:
+        return "hands no device of the host's to a guest"
     if not can.remote_disks and nfs_files(spec):
         return "does not open files of an NFS server"
     return ""

@@ -59,6 +59,7 @@ class KeeperPlan:
     cgroups: list[str] = field(default_factory=list)
     keeper_cgroups: list[str] = field(default_factory=list)
     cpus: list[int] = field(default_factory=list)  # of the VMM's first thread, and so of all; [] = all of its cgroup
+    memory_lock_bytes: int = 0  # how much memory the VMM may lock; 0 = as much as the keeper
     memory_group: str = ""  # the cgroup whose limit holds the VMM's memory; "" = there is none
     dialect: str = "qmp"  # in which the VMM speaks: or "cloud-hypervisor"
     monitor: str = "events"  # of QMP: the listener on which it tells its events

@@ -57,6 +57,7 @@ def spawn_vmm(
         "groups": plan.groups,
         "cgroups": plan.cgroups,
         "cpus": plan.cpus,
+        "memory_lock_bytes": plan.memory_lock_bytes,
         "netns": plan.netns,
     }
     # The VMM's own open file descriptions: QEMU makes its console non-blocking, ours must not change with it.
