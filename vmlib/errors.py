@@ -22,11 +22,12 @@ class NoCapacityError(VmError):
 
 
 class HypervisorError(VmError):
-    """The VMM failed. `log_tail` holds its last words, when it had any."""
+    """The VMM failed. `log_tail` holds its last words, when it had any; with `says_why` the message is its reason."""
 
-    def __init__(self, message: str, *, hint: str = "", log_tail: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", log_tail: str = "", says_why: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.log_tail = log_tail
+        self.says_why = says_why
 
 
 class LaunchError(HypervisorError):

@@ -36,6 +36,7 @@ from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
 
 _DATA_VERSION = "1"
+_LAST_WORDS_S = 2.0
 _MAX_THREADS = 1024  # of a VMM beside its vCPUs: each disk's pool has up to 64
 
 Choose = Callable[[MachineSpec], tuple[Hypervisor, str]]
@@ -172,7 +173,7 @@ class Machines:
                     vmm.boot()
                     self._verify_and_pin(vmm, spec, groups, vmm_identity)
             except HypervisorError as exc:
-                raise self._explained(_with_last_words(exc, lease), spec) from exc
+                raise self._explained(_with_last_words(exc, lease, vmm_identity), spec) from exc
             failpoint.hit("start.booted")
             record = MachineRecord(
                 id=spec.id,
@@ -394,16 +395,26 @@ def _expect_only_given_files(vmm: Vmm) -> None:
         raise SpecError(f"an image names {found[0]!r} in its header, expected one that is complete in itself")
 
 
-def _with_last_words(exc: HypervisorError, lease: keeper.Lease) -> HypervisorError:
-    """A VMM that ends while it is held says why on its stderr, which the keeper passes on."""
+def _with_last_words(exc: HypervisorError, lease: keeper.Lease, who: process.Identity) -> HypervisorError:
+    """A VMM that ends before its guest runs says why on its stderr, which its keeper read; so may one that hangs."""
+    if exc.says_why:
+        return exc
+    if (found := _farewell(lease)) is not None:
+        reason, words, _ = found
+        return LaunchError(reason, log_tail=words) if reason else exc
+    process.send_signal(who, 9)  # it is of no use any more
+    _, _, complaint = _farewell(lease) or ("", "", "")
+    return LaunchError(f"{exc}: {complaint}") if complaint else exc
+
+
+def _farewell(lease: keeper.Lease) -> tuple[str, str, str] | None:
+    """Why the VMM ended, its last words, and the last thing that it complained of; None when it has not ended."""
     with contextlib.suppress(OSError):
-        while (message := lease.receive(2.0)) is not None:
-            if words := str(message.get("stderr", "")).strip():
-                return LaunchError(words.splitlines()[-1], log_tail=words)
+        while (message := lease.receive(_LAST_WORDS_S)) is not None:
             match message:
-                case {"exit": {"message": str(reason)}} if reason:
-                    return LaunchError(reason)
-    return exc
+                case {"exit": dict(), "reason": str(reason), "stderr": str(words), "complaint": str(complaint)}:
+                    return reason, words.strip(), complaint
+    return None
 
 
 def _translate(exc: OSError) -> VmError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -230,7 +231,8 @@ class Machine:
         """Climb the ladder until the machine has ended; for callers without an event loop."""
         self.announce_stop(timeout_s)
         for rung in ladder(timeout_s):
-            self.climb(rung, timeout_s)
+            # A call that hangs must not hold up the next step, which may need no call.
+            threading.Thread(target=self.climb, args=(rung, timeout_s), daemon=True).start()
             if (record := self.wait(rung.wait_s)) is not None:
                 return record
         return None

@@ -28,6 +28,7 @@ REASONS = {
     "guest power-off without giving back its devices": ([*BOOT, *END], GUEST, "guest-shutdown"),
     "guest power-off after a reboot": ([*BOOT, RESET, *REBOOT, RESET, *END], GUEST, "guest-shutdown"),
     "of a version that tells no ends apart": ([*BOOT, RESET, *END], OLD, "guest-shutdown"),
+    "events that were lost": (BOOT, GUEST, "guest-shutdown"),
     "a log that was lost": ([*BOOT, RESET, *END], LogWords(), "guest-shutdown"),
     "SIGTERM": ([*BOOT, *END], OTHER, "host-signal"),
     "SIGTERM while firmware hands over": ([*BOOT, RESET, *END], OTHER, "host-signal"),

@@ -14,6 +14,7 @@ from vmlib.hypervisor.ch_socket import MAX_BODY_BYTES, put_with_fds
 CALL_TIMEOUT_S = 5.0
 _MAX_MESSAGES = 12
 _MAX_MESSAGE = 300
+_DEAD = "closed channel"
 
 
 class ApiError(HypervisorError):
@@ -21,7 +22,8 @@ class ApiError(HypervisorError):
 
     def __init__(self, verb: str, call: str, *, status: int = 0, chain: tuple[str, ...] = (), why: str = "") -> None:
         words = why or ": ".join(chain) or f"status {status} without a word"
-        super().__init__(f"{call}: {words}", log_tail="\n".join(chain))
+        # A VMM thread that died leaves an API that knows nothing but that; its log knows more.
+        super().__init__(f"{call}: {words}", says_why=bool(chain) and not any(_DEAD in line for line in chain))
         self.verb = verb
         self.call = call
         self.status = status

@@ -49,10 +49,10 @@ class Life:
 
 def shutdown_reason(life: Life, words: LogWords) -> str | None:
     """Why the VMM shut down, in the words that the verdict knows; None when it did not."""
+    if words.guest_exit:  # a monitor whose reader is behind loses events, the log loses nothing
+        return "guest-shutdown"
     if not life.shut_down:
         return None
-    if words.guest_exit:
-        return "guest-shutdown"
     if words.why_exit:
         return "vmm-error"
     if life.orderly and not words.api_exit and not (words.other_exit and words.tells_guest_exit):

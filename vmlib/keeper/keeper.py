@@ -346,12 +346,24 @@ class Keeper:
             data = json.dumps(record).encode()
             if not self._save(Path(self.plan.exit_record), data):
                 self._save(self.run_paths.exit_record, data)
-        farewell = {"exit": record, "stderr": self.stderr_tail.decode(errors="replace")}
+        words = self.stderr_tail.decode(errors="replace")
+        farewell = {
+            "exit": record,
+            "stderr": words,
+            "reason": self._reason(verdict, words),
+            "complaint": self.evidence.error,
+        }
         self.clients.say_farewell(farewell, self.lease)
 
     def _note_end(self, verdict: Verdict) -> None:
         if verdict.message and verdict.message != self.evidence.forced:
             self.stderr.write(f"chv: {verdict.message}\n".encode())
+
+    def _reason(self, verdict: Verdict, words: str) -> str:
+        """Why a VMM did not come up. Cloud Hypervisor's last line is the innermost cause only, or advice."""
+        understood = self.plan.dialect == "cloud-hypervisor" and not self.helper_lost
+        lines = [] if understood else words.strip().splitlines()
+        return lines[-1] if lines else verdict.message
 
     def _flush_sinks(self) -> None:
         deadline = time.monotonic() + _FLUSH_S

@@ -16,7 +16,7 @@ also stand on the kernel command line as `chfake.WORD`, and counts from `vm.crea
     slow=CALL:SECONDS       answers late
     garbage=CALL            answers what is no HTTP
     half=CALL               answers half a head and hangs up
-    fail=CALL               500 with a chain of messages, and nothing done
+    fail=CALL[:BYTES]       500 with a chain of messages, of that length, and nothing done
     exit=CALL[:STATUS]      ends without an answer, with that status (0)
     signal=CALL:NAME        is killed by that signal (SEGV)
     stderr=CALL:BYTES       writes that much to stderr first, waiting for its reader
@@ -41,6 +41,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.fakes.ch import threads
+
+_OF_CALLS = frozenset({"hang", "slow", "garbage", "half", "fail", "exit", "signal", "stderr", "ending"})
+_OF_MACHINES = frozenset({"exit-after", "signal-after", "ignore-button", "dead-boot", "reboot-hang", "keep-config"})
+WORDS = _OF_CALLS | _OF_MACHINES | {"mute", "vsock-listen"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +73,12 @@ class Behaviour:
         """Take the words from a kernel command line."""
         prefix = "chfake."
         self.misbehave += [word.removeprefix(prefix) for word in cmdline.split() if word.startswith(prefix)]
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError for a word that there is not."""
+        if unknown := {word.partition("=")[0] for word in self.misbehave} - WORDS:
+            raise ValueError(f"the fake does not know {', '.join(sorted(unknown))}")
 
     @property
     def release(self) -> tuple[int, int]:
@@ -94,6 +104,7 @@ def load(executable: Path, environment: Mapping[str, str]) -> Behaviour:
         found["version"] = environment["CHV_FAKE_CH_VERSION"]
     one = Behaviour(**found)
     one.misbehave = list(one.misbehave)
+    one.check()
     return one
 
 

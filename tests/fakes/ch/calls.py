@@ -102,8 +102,9 @@ class Calls:
                 return self._refuse(400, "Failed to deserialize JSON", str(exc))
             if found := self._judge(call, body):
                 return self._refuse(400, "Failed to deserialize JSON", *found)
-        if self._behaviour.for_call("fail", call) is not None:
-            return self._refuse(500, "Error from API", _REFUSALS.get(call, "It could not be done"), "chfake: told so")
+        if (length := self._behaviour.for_call("fail", call)) is not None:
+            told = "chfake: told so".ljust(int(length or 0), ".")
+            return self._refuse(500, "Error from API", _REFUSALS.get(call, "It could not be done"), told)
         self._log.say("INFO", f"API request event: {_said(call)}", "vmm/src/api/mod.rs:1")
         try:
             result = self._act(call, body, request.fds)

@@ -1,0 +1,255 @@
+"""What becomes of a machine whose Cloud Hypervisor misbehaves: each word that the fake knows, with a played guest."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.ch.behaviour import WORDS
+from tests.fakes.ch.install import install, tell
+from tests.guest.build import Guest
+from tests.integration.machines import NOTHING, READY, Host, Running, host_for
+from tests.integration.networks import network
+from vmlib import cpuset
+from vmlib import machine as machine_module
+from vmlib.errors import HypervisorError
+from vmlib.hypervisor import cloud_hypervisor
+from vmlib.hypervisor.cloud_hypervisor import CloudHypervisor
+from vmlib.hypervisor.select import attach
+from vmlib.machine import Machines
+from vmlib.resources import Resources
+from vmlib.settings import HostSettings
+from vmlib.spec import CoresSpec, MacvtapLink, NicSpec
+
+LIMIT_S = 2.0  # of a call that makes the machine, and of a reboot; a user's are longer
+SLACK_S = 12.0  # of a busy host, besides
+
+ALSO_TESTED = {
+    "vsock-listen",  # does what it should: test_fake_ch
+}
+REFUSED = "Error from API: The VM could not"
+BEFORE_ITS_END = "the VMM ended with status 0 before its guest had come to an end"
+
+# What StartTask says.
+STARTS = {
+    "hang=vm.create": "vm.create: no answer from the VMM within 2 s",
+    "hang=vm.info": "vm.info: no answer from the VMM within 5 s",
+    "hang=vm.boot": "vm.boot: no answer from the VMM within 2 s",
+    "garbage=vm.create": "vm.create: BadStatusLine",
+    "garbage=vm.info": "vm.info: BadStatusLine",
+    "garbage=vm.boot": "vm.boot: BadStatusLine",
+    "half=vm.create": "vm.create: the VMM closed the connection",
+    "half=vm.boot": "vm.boot: the VMM closed the connection",
+    "fail=vm.create": f"vm.create: {REFUSED} be created: chfake: told so",
+    "fail=vm.info": "vm.info: Error from API: The VM info is not available: chfake: told so",
+    "fail=vm.boot": f"vm.boot: {REFUSED} boot: chfake: told so",
+    "keep-config": f"vm.create: {REFUSED} be created: Error creating console devices: "
+    "Error creating console device: chfake: told so",
+    "fail=vm.boot:45000": "the VMM was killed by SIGSYS: seccomp allows it no system call 20 in thread http-server",
+    "exit=vm.create": BEFORE_ITS_END,
+    "exit=vm.boot": BEFORE_ITS_END,
+    "exit=vm.boot:1": "the VMM ended with status 1",
+    "ending=vm.create": BEFORE_ITS_END,
+    "signal=vm.create:SEGV": "the VMM was killed by SIGSEGV",
+    "signal=vm.boot:BUS": "the VMM was killed by SIGBUS",
+}
+
+# How a running machine ends, of whose guest these words are: exit code, signal, message.
+RUNS = {
+    "chfake.exit-after=0.5": (1, 0, BEFORE_ITS_END),
+    "chfake.exit-after=0.5:3": (3, 0, "the VMM ended with status 3"),
+    "chfake.signal-after=0.5:SEGV": (139, 11, "the VMM was killed by SIGSEGV"),
+    "chfake.signal-after=0.5:BUS": (135, 7, "the VMM was killed by SIGBUS"),
+    "chfake.reboot-hang reboot-once": (1, 0, "the guest's reboot hung, the VMM was killed after 2 s"),
+    "chfake.mute sleep=1 poweroff": (0, 0, ""),
+    "chfake.slow=vm.boot:1 poweroff": (0, 0, ""),
+    "chfake.stderr=vm.boot:3000000 poweroff": (0, 0, ""),
+    "chfake.stderr=vm.create:3000000 exit=4": (4, 0, ""),
+}
+
+# VMMs that the stop ladder meets, and the end they come to: exit code, message.
+IN_TIME = "forced off: the guest did not power off within 2 s"
+STOPS = {
+    "chfake.ignore-button": (137, f"{IN_TIME}, the VMM was told to quit"),
+    "chfake.dead-boot": (137, f"{IN_TIME}, the VMM was told to quit"),
+    "chfake.ignore-button chfake.ending=vmm.shutdown": (137, f"{IN_TIME}, the VMM was told to quit"),
+    "chfake.ignore-button chfake.fail=vmm.shutdown": (137, f"{IN_TIME}, SIGTERM to the VMM"),
+    "chfake.ignore-button chfake.hang=vmm.shutdown": (137, f"{IN_TIME}, SIGKILL to the VMM"),
+    "chfake.hang=vm.power-button": (137, f"{IN_TIME}, SIGKILL to the VMM"),
+    "chfake.garbage=vm.power-button": (0, ""),
+}
+
+
+class LightHost(Host):
+    """Its VMM is the fake one, whose guest is played."""
+
+    @property
+    def fake(self) -> Path:
+        place = self.directory / "fake"
+        if not place.exists():
+            place.mkdir()
+            install(place, guest="light")
+        return place / "cloud-hypervisor"
+
+    @property
+    def machines(self) -> Machines:
+        hypervisor = CloudHypervisor(binary=str(self.fake), version="53.0")
+        return Machines(HostSettings(layout=self.layout), lambda _: (hypervisor, "by the test"), attach)
+
+    def start(self, words: str = "", *, task: str = "web", **changes: Any) -> Running:
+        """Words that begin with `chfake.` are for the fake, the others for its guest."""
+        odd = [word.removeprefix("chfake.") for word in words.split() if word.startswith("chfake.")]
+        tell(self.fake, guest="light", misbehave=odd)
+        guest = [word for word in words.split() if not word.startswith("chfake.")]
+        return super().start(" ".join(guest), task=task, **changes)
+
+    def nothing_runs(self) -> bool:
+        return self.processes() == NOTHING and list(self.layout.runs.iterdir()) == []
+
+
+@pytest.fixture
+def host(short_dir: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LightHost]:
+    monkeypatch.setattr(cloud_hypervisor, "_START_TIMEOUT_S", 3 * LIMIT_S)
+    monkeypatch.setattr(cloud_hypervisor, "_ADD_TIMEOUT_S", LIMIT_S)
+    monkeypatch.setattr(cloud_hypervisor, "_BOOT_TIMEOUT_S", LIMIT_S)
+    monkeypatch.setattr(machine_module, "reboot_timeout_s", lambda *_, **__: LIMIT_S)
+    with host_for(short_dir, guest.directory, "cloud-hypervisor", kind=LightHost) as one:
+        assert isinstance(one, LightHost)
+        yield one
+
+
+def test_each_word_that_the_fake_knows_has_a_test() -> None:
+    said = " ".join(f"chfake.{word}" for word in STARTS) + " " + " ".join([*RUNS, *STOPS])
+    assert set(re.findall(r"chfake\.([a-z-]+)", said)) | ALSO_TESTED == WORDS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# starts
+
+
+@pytest.mark.parametrize("word", STARTS)
+def test_a_start_fails_in_time_with_the_cause_and_leaves_nothing(host: LightHost, word: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(HypervisorError) as failed:
+        host.start(f"chfake.{word}")
+    assert time.monotonic() - begin < LIMIT_S + SLACK_S
+    assert str(failed.value).startswith(STARTS[word])
+    assert host.nothing_runs()
+
+
+def test_a_vmm_that_never_answers_costs_the_limit_only(host: LightHost) -> None:
+    with pytest.raises(HypervisorError, match=r"vmm\.ping: no answer from the VMM within 6 s"):
+        host.start("chfake.hang=vmm.ping")
+    assert host.nothing_runs()
+
+
+def test_an_interface_that_is_not_taken_in_time_ends_the_start(host: LightHost) -> None:
+    lan = NicSpec(network="lan", link=MacvtapLink(parent="up0"), mac="52:54:00:00:00:0a")
+    with network() as net:
+        for word, words in (
+            ("hang=vm.add-net", "vm.add-net: no answer from the VMM within 2 s"),
+            ("fail=vm.add-net", "vm.add-net: Error from API: The network device could not be added to the VM: chfake"),
+            ("garbage=vm.add-net", "vm.add-net: BadStatusLine"),
+            ("exit=vm.add-net", BEFORE_ITS_END),
+        ):
+            with pytest.raises(HypervisorError, match=f"^{re.escape(words)}"):
+                net.host.do(partial(host.start, f"chfake.{word}", nics=(lan,)))
+            assert host.nothing_runs()
+            assert net.host.ours() == []
+
+
+def test_what_the_vmm_complained_of_while_it_hung_is_told(host: LightHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pins outside its cpuset, which cannot come from us: the affinity is put into the plan by hand."""
+    outside = max(os.sched_getaffinity(0)) + 500
+    monkeypatch.setattr(machine_module, "_placed", lambda res, _: _with_affinity(res, outside))
+    with pytest.raises(HypervisorError) as failed:
+        host.start()
+    assert str(failed.value) == (
+        "vm.boot: no answer from the VMM within 2 s: Failed scheduling the vCPU 0 on the expected CPU set"
+    )
+
+
+def test_a_refusal_is_told_at_once(host: LightHost) -> None:
+    """There is nothing to wait for: the API has said why."""
+    took = []
+    for word in ("exit=vm.create", "fail=vm.create", "exit=vm.create", "fail=vm.create"):
+        begin = time.monotonic()
+        with pytest.raises(HypervisorError):
+            host.start(f"chfake.{word}")
+        took.append(time.monotonic() - begin)
+    assert min(took[1], took[3]) < min(took[0], took[2]) + 1.5
+
+
+def test_a_config_that_was_kept_after_a_failure_does_not_harm_the_next_start(host: LightHost) -> None:
+    with pytest.raises(HypervisorError):
+        host.start("chfake.keep-config")
+    assert host.start("poweroff").end().exit_code == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# running machines
+
+
+@pytest.mark.parametrize("words", RUNS)
+def test_a_running_machine_ends_with_the_right_cause(host: LightHost, words: str) -> None:
+    record = host.start(words).end()
+    assert (record.exit_code, record.signal, record.message) == RUNS[words]
+
+
+def test_a_reboot_at_once_after_the_panic_does_not_outrun_on_panic(host: LightHost) -> None:
+    one = host.start("panic")
+    record = one.end()
+    assert (record.exit_code, record.signal) == (1, 0)
+    assert record.message.startswith("guest panic: Kernel panic")
+    assert one.out.text.count("up") <= 2
+    assert "rebooted" not in one.err.text
+
+
+def test_a_cpuset_that_lacks_a_pin_makes_the_reboot_hang_and_that_is_told(
+    host: LightHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The VMM is told its pins, as on a node whose cores are the driver's own."""
+    monkeypatch.setattr(machine_module, "_placed", lambda res, given: replace(res, affinity=given.confinement.vcpus))
+    one = host.start("sleep=3 reboot-once", cores=CoresSpec(exclusive=True))
+    placement = one.machine.record.placement
+    assert placement is not None
+    group = host.machines.cores.groups(one.machine.id, placement).cpuset
+    assert group is not None
+    (group / "cpuset.cpus").write_text(",".join(str(cpu) for cpu in cpuset.read_cpus(group)[0] - {*placement.vcpus}))
+    record = one.end()
+    assert (record.exit_code, record.signal, record.message) == (
+        1,
+        0,
+        "the guest's reboot hung, the VMM was killed after 2 s: Failed scheduling the vCPU 0 on the expected CPU set",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# stops
+
+
+@pytest.mark.parametrize("words", STOPS)
+def test_a_stop_takes_its_time_and_five_seconds_at_most(host: LightHost, words: str) -> None:
+    one = _started(host, words)
+    begin = time.monotonic()
+    record = one.machine.stop(2.0)
+    assert record is not None
+    assert time.monotonic() - begin < 2.0 + 5.0 + SLACK_S / 4
+    assert (record.exit_code, record.message) == STOPS[words]
+
+
+def _started(host: LightHost, words: str) -> Running:
+    one = host.start(words)
+    if "dead-boot" not in words:
+        one.until_line(READY)
+    return one
+
+
+def _with_affinity(res: Resources, cpu: int) -> Resources:
+    return replace(res, affinity=(frozenset({cpu}),))
