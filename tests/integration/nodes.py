@@ -74,7 +74,8 @@ class Node:
         self.write_agent_file()
 
     def write_agent_file(self) -> None:
-        uids = 'vm_uids = "221000-221063"' if self.hypervisor != "fake" else ""  # the fake's Python may be root's alone
+        # The fake's Python may be root's alone, and auto is for tests that pin it.
+        uids = "" if self.hypervisor in ("fake", "auto") else 'vm_uids = "221000-221063"'
         self.agent_file.write_text(
             f"""
 client {{

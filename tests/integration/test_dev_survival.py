@@ -61,6 +61,8 @@ async def service(
         one = Service(node, host)
         try:
             await one.ready()
+            # The guest says so, perhaps before the host has heard that the start went well.
+            await until(lambda: host.handle is not None, "the answer to the start", host=host)
             yield one
         finally:
             one.life.cancel()
@@ -111,6 +113,7 @@ async def test_a_plugin_that_dies_in_start_task_fails_no_task_and_orphans_nothin
         assert one.host.supervisor.launches == 4
         assert fake_node.processes() == {"keeper": [one.keeper.pid], "vmm": [one.vmm.pid], "launcher": []}
         await until_ticks_on(one.host)
+        await until_told(one.host, "cores")
         assert kinds(one.host) == ["machine started", "cores"]
         assert await one.stop() == GRACEFUL
         assert shown(one.host)[2:] == [
