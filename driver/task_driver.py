@@ -25,7 +25,6 @@ from driver.link_watch import LinkWatch
 from driver.namespaces import processes_in
 from driver.node import Node
 from driver.offload import Offload
-from driver.resolvers import host_name_servers
 from driver.schema import task_spec
 from driver.signals import signal_action, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
@@ -37,6 +36,7 @@ from vmlib.disk.nfs import exports_of
 from vmlib.errors import HostError, SpecError, VmError
 from vmlib.ladder import ladder
 from vmlib.process import load_identity
+from vmlib.resolvers import host_name_servers
 from vmlib.running import Machine
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ from vmlib import cpuset, probe
 from vmlib.cgroup import MachineGroups
 from vmlib.errors import HostError
 from vmlib.keeper.plan import HelperPlan
-from vmlib.net.passt import passt_argv, resolvers_in
+from vmlib.net.passt import passt_argv
 from vmlib.paths import RunPaths
 from vmlib.probe import Program
+from vmlib.resolvers import host_name_servers
 from vmlib.resources import Credentials, Resources, ShareAttachment, StreamNic, TpmAttachment
 
 # What a virtiofsd is for: files of any owner. Not CAP_MKNOD (27): a device that a guest made in a directory which other
@@ -19,7 +20,6 @@ _FILE_CAPABILITIES = (0, 1, 3, 4, 6, 7, 31)  # CHOWN DAC_OVERRIDE FOWNER FSETID 
 _SANDBOX_CAPABILITIES = (8, 18, 21, 24)
 _BIND_CAPABILITIES = (10,)  # NET_BIND_SERVICE, for ports below 1024
 _NOBODY = 65534
-_RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 # QEMU 5 to 7 brought one of its own and of its own version; what is developed since has begun with 1.
 _FIRST_VERSION_IN_C = 5
 
@@ -42,7 +42,7 @@ def plans(res: Resources, run: RunPaths, groups: MachineGroups) -> list[HelperPl
         passt = probe.passt_program()
         if passt.why_not:  # it was there a moment ago
             raise HostError(f"network {routed[0].network!r}: {passt.why_not}", hint=probe.PASST_CURE)
-        resolvers = resolvers_in(*map(_read, _RESOLV_CONF))
+        resolvers = host_name_servers(only_ipv4=True)
         made += [router_helper(nic, passt.path, res.credentials, groups, resolvers=resolvers) for nic in routed]
     return made
 
@@ -123,13 +123,6 @@ def router_helper(
         cgroups=_cgroups(groups),
         seat=_seat(groups),
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _cgroups(groups: MachineGroups) -> list[str]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import tty
+from typing import Any
 
 
 class Vmm:
@@ -28,11 +29,11 @@ class Vmm:
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def do(self, step: dict) -> object:  # type: ignore[type-arg]
+    def do(self, step: "dict[str, Any]") -> object:
         ((name, value),) = step.items()
         return getattr(self, f"do_{name}")(value)
 
-    def do_event(self, words: list) -> None:  # type: ignore[type-arg]
+    def do_event(self, words: "list[Any]") -> None:
         source, event, *properties = words
         said = {
             "timestamp": {"secs": 1, "nanos": 2},
@@ -90,7 +91,7 @@ class Vmm:
             heard += os.read(self.main, count - len(heard))
         return heard.decode()
 
-    def do_call(self, what: list) -> None:  # type: ignore[type-arg]
+    def do_call(self, what: "list[str]") -> None:
         """A guest that calls its host: connects at a path and says something."""
         path, text = what
         with socket.socket(socket.AF_UNIX) as sock:
@@ -100,7 +101,7 @@ class Vmm:
     def do_api(self, answers: bool) -> None:
         self.api_answers = answers
 
-    def do_calls(self, _: object) -> list:  # type: ignore[type-arg]
+    def do_calls(self, _: object) -> "list[str]":
         return self.calls
 
     def do_ignore_term(self, _: object) -> None:

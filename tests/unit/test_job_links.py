@@ -11,7 +11,6 @@ from driver.config import PluginConfig, TaskConfig, decode_plugin_config
 from driver.config_network import BridgeNetwork, InterfaceConfig, MacvtapNetwork, Network, UserNetwork
 from driver.decode import Complaints
 from driver.links import derived_mac, group_hostname, lints, network_override, nic_specs, shared, taken
-from driver.resolvers import host_name_servers, name_servers
 from driver.translate import machine_spec
 from vmlib.record import NicRecord
 from vmlib.spec import (
@@ -274,28 +273,6 @@ def test_a_guest_in_its_allocs_place_has_the_hosts_name_servers_when_nobody_name
     task = a_task(netns="/n", dns=dns)
     (made,) = nic_specs(Complaints(), task, on(nic), a_plugin(), host_dns=("192.0.2.99",))
     assert made.dns == servers
-
-
-def test_name_servers_of_the_host_are_those_that_others_reach() -> None:
-    text = """# by somebody
-nameserver 127.0.0.53
-nameserver 192.0.2.1
-nameserver 192.0.2.1
-nameserver 2001:DB8::1
-nameserver fe80::1%eth0
-nameserver
-nameserver x
-search example.org
-options edns0
-"""
-    assert name_servers(text) == ("192.0.2.1", "2001:db8::1")
-
-
-def test_what_stands_behind_a_server_on_the_loopback_is_found(tmp_path: Path) -> None:
-    (tmp_path / "stub").write_text("nameserver 127.0.0.53\n")
-    (tmp_path / "behind").write_text("nameserver 192.0.2.1\n")
-    assert host_name_servers((tmp_path / "stub", tmp_path / "none", tmp_path / "behind")) == ("192.0.2.1",)
-    assert host_name_servers((tmp_path / "stub", tmp_path / "none")) == ()
 
 
 def test_a_name_server_by_name_and_options_that_go_nowhere_are_told() -> None:

@@ -4,26 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from vmlib.net.passt import passt_argv, resolvers_in
+from vmlib.net.passt import passt_argv
 from vmlib.resources import StreamNic
 
 MANY = tuple(f"10.1.1.{number}" for number in range(5))
-STUB = "# by systemd-resolved\nnameserver 127.0.0.53\noptions edns0\n"
-
-
-@pytest.mark.parametrize(
-    ("texts", "found"),
-    [
-        (("nameserver 10.1.1.1\nnameserver 10.1.1.2\nsearch example.org\n",), ("10.1.1.1", "10.1.1.2")),
-        (("nameserver 127.0.0.1\nnameserver 10.1.1.2\n",), ("10.1.1.2",)),
-        ((STUB, "nameserver 10.1.1.1\n"), ("10.1.1.1",)),
-        ((STUB, ""), ()),
-        (("nameserver 2001:db8::1\nnameserver\nnameserver 10.1\nnonsense\n", ""), ()),
-        (("", ""), ()),
-    ],
-)
-def test_resolvers_are_those_that_a_guest_can_ask(texts: tuple[str, ...], found: tuple[str, ...]) -> None:
-    assert resolvers_in(*texts) == found
 
 
 @pytest.mark.parametrize(

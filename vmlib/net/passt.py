@@ -1,8 +1,5 @@
 """The command line of passt for a user-mode link, which decides what its guest gets and sees. Pure."""
 
-import ipaddress
-from collections.abc import Iterator
-
 from vmlib.resources import StreamNic
 
 # The network behind it, as QEMU's own user mode has it. A copy of the host's addresses, which is what passt would give
@@ -41,23 +38,3 @@ def passt_argv(program: str, nic: StreamNic, *, resolvers: tuple[str, ...]) -> l
         where = f"{forward.host_ip}/{forward.host_port}" if forward.host_ip else str(forward.host_port)
         argv += ["-t" if forward.protocol == "tcp" else "-u", f"{where}:{forward.guest_port}"]
     return argv
-
-
-def resolvers_in(*texts: str) -> tuple[str, ...]:
-    """The IPv4 servers of the first resolv.conf that names one which is not on the host's loopback.
-
-    systemd-resolved, which is on the loopback, lists the servers that it asks itself in a second file of its own.
-    """
-    return next(filter(None, (tuple(_servers(text)) for text in texts)), ())
-
-
-def _servers(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == "nameserver":
-            try:
-                address = ipaddress.IPv4Address(words[1])
-            except ValueError:  # of IPv6, which it does not route here
-                continue
-            if not address.is_loopback:
-                yield str(address)
