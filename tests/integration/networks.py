@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 
+from tests.integration.machines import Host, host_for
 from vmlib.net.netns import in_netns
 
 _CLONE_NEWNET = 0x40000000
@@ -142,3 +143,32 @@ def network() -> Iterator[Network]:
         yield net
     finally:
         net.close()
+
+
+@contextlib.contextmanager
+def machines_on(net: Network, directory: Path, guest: Path, hypervisor: str) -> Iterator[Host]:
+    """A host whose machines have their links in the namespace of the net's host; none is left at the end."""
+    with host_for(directory, guest, hypervisor) as one:
+        yield one
+
+        def remove_all() -> None:
+            for mark in one.machines.marks():
+                one.machines.remove(mark.name)
+
+        net.host.do(remove_all)
+    assert net.host.ours() == []
+
+
+def agent_file(directory: Path, images: Path, networks: str) -> str:
+    """For `chv dev`: machines in `directory`, each with a uid of its own, and these network blocks."""
+    return f"""
+plugin "chv" {{
+  config {{
+    data_dir    = "{directory}/data"
+    run_dir     = "{directory}/run"
+    image_paths = ["{images}"]
+    vm_uids     = "220000-220099"
+{networks}
+  }}
+}}
+"""

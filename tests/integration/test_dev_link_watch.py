@@ -12,7 +12,7 @@ import pytest
 from tests import leftovers
 from tests.guest import build
 from tests.integration.http import get
-from tests.integration.networks import Network, network
+from tests.integration.networks import Network, agent_file, network
 from tests.integration.test_dev_networks import Dev, boot, dev, job
 from vmlib.net import netlink
 
@@ -25,6 +25,15 @@ network_interface {{
 }}
 """
 BY_DHCP = 'network_interface {\n network = "lan"\n}\n'
+
+NETWORKS = """
+    network "lan" {
+      mode      = "macvtap"
+      parent    = "up0"
+      filter    = true
+      host_shim = "192.0.2.9/24"
+    }
+"""
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -39,22 +48,7 @@ def net() -> Iterator[Network]:
 @pytest.fixture
 def config(short_dir: Path, guest: build.Guest) -> Iterator[Path]:
     path = short_dir / "agent.hcl"
-    path.write_text(f"""
-plugin "chv" {{
-  config {{
-    data_dir    = "{short_dir}/data"
-    run_dir     = "{short_dir}/run"
-    image_paths = ["{guest.kernel.parent}"]
-    vm_uids     = "220000-220099"
-    network "lan" {{
-      mode      = "macvtap"
-      parent    = "up0"
-      filter    = true
-      host_shim = "192.0.2.9/24"
-    }}
-  }}
-}}
-""")
+    path.write_text(agent_file(short_dir, guest.kernel.parent, NETWORKS))
     with leftovers.none_left(run_dir=short_dir / "run", data_dir=short_dir / "data"):
         yield path
 

@@ -17,7 +17,7 @@ from driver.devhost.client import RpcError
 from driver.namespaces import processes_in
 from tests import leftovers
 from tests.guest import build
-from tests.integration.networks import Network, network
+from tests.integration.networks import Network, agent_file, network
 from tests.integration.nodes import Node
 from vmlib.disk.seed import seed_files
 from vmlib.spec import BridgeLink, MacvtapLink, NicSpec, SeedSpec
@@ -41,6 +41,22 @@ network_interface {{
 """
 
 
+NETWORKS = """
+    network "lan" {
+      mode   = "macvtap"
+      parent = "up0"
+    }
+    network "dmz" {
+      mode   = "bridge"
+      bridge = "br0"
+    }
+    network "gone" {
+      mode   = "macvtap"
+      parent = "up9"
+    }
+"""
+
+
 @pytest.fixture
 def net() -> Iterator[Network]:
     with network() as made:
@@ -52,28 +68,7 @@ def net() -> Iterator[Network]:
 @pytest.fixture
 def config(short_dir: Path, guest: build.Guest) -> Iterator[Path]:
     path = short_dir / "agent.hcl"
-    path.write_text(f"""
-plugin "chv" {{
-  config {{
-    data_dir    = "{short_dir}/data"
-    run_dir     = "{short_dir}/run"
-    image_paths = ["{guest.kernel.parent}"]
-    vm_uids     = "220000-220099"
-    network "lan" {{
-      mode   = "macvtap"
-      parent = "up0"
-    }}
-    network "dmz" {{
-      mode   = "bridge"
-      bridge = "br0"
-    }}
-    network "gone" {{
-      mode   = "macvtap"
-      parent = "up9"
-    }}
-  }}
-}}
-""")
+    path.write_text(agent_file(short_dir, guest.kernel.parent, NETWORKS))
     with leftovers.none_left(run_dir=short_dir / "run", data_dir=short_dir / "data"):
         yield path
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.guest.build import Guest
-from tests.integration.machines import Host, host_for
-from tests.integration.networks import Namespace, Network, network
+from tests.integration.machines import Host
+from tests.integration.networks import Namespace, Network, machines_on, network
 from vmlib import failpoint
 from vmlib.paths import Layout
 from vmlib.spec import BridgeLink, Link, MachineSpec, MacvtapLink, NetnsLink, NicSpec
@@ -40,15 +40,8 @@ def alloc(net: Network) -> Iterator[Namespace]:
 
 @pytest.fixture
 def host(request: pytest.FixtureRequest, net: Network, guest: Guest, short_dir: Path) -> Iterator[Host]:
-    with host_for(short_dir, guest.directory, getattr(request, "param", "fake")) as one:
+    with machines_on(net, short_dir, guest.directory, getattr(request, "param", "fake")) as one:
         yield one
-        net.host.do(lambda: remove_all(one))
-    assert net.host.ours() == []
-
-
-def remove_all(host: Host) -> None:
-    for mark in host.machines.marks():
-        host.machines.remove(mark.name)
 
 
 def nic_on(kind: str, alloc: Namespace) -> NicSpec:

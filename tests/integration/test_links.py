@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.guest.build import Guest
-from tests.integration.machines import Host, Running, host_for
-from tests.integration.networks import Namespace, Network, network
+from tests.integration.machines import Host, Running
+from tests.integration.networks import Namespace, Network, machines_on, network
 from vmlib.errors import HostError, NoCapacityError, VmError
 from vmlib.net.look import Seen, look
 from vmlib.net.making import Making
@@ -35,15 +35,8 @@ def net() -> Iterator[Network]:
 @pytest.fixture
 def host(request: pytest.FixtureRequest, net: Network, guest: Guest, short_dir: Path) -> Iterator[Host]:
     """Everything of it is called in the namespace of the net's host: by `run`, `destroy` and `net.host.do`."""
-    with host_for(short_dir, guest.directory, getattr(request, "param", "fake")) as one:
+    with machines_on(net, short_dir, guest.directory, getattr(request, "param", "fake")) as one:
         yield one
-        net.host.do(lambda: remove_all(one))
-    assert net.host.ours() == []
-
-
-def remove_all(host: Host) -> None:
-    for mark in host.machines.marks():
-        host.machines.remove(mark.name)
 
 
 def macvtap(mac: str = MAC, *, parent: str = "up0", mode: MacvtapMode = "bridge") -> NicSpec:
