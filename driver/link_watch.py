@@ -143,7 +143,8 @@ class LinkWatch:
             except Exception:  # the top of a background task: a bad look must not end the watch
                 log.exception("look at the links failed")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), _SLOW_LOOK_S)
+                async with asyncio.timeout(_SLOW_LOOK_S):
+                    await self._due.wait()
                 await asyncio.sleep(_SETTLE_S)
 
     def _on_notice(self) -> None:

@@ -352,7 +352,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
                 before = dict(now)
                 yield task_stats(task.id, uses, mhz=self.node.mhz)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(task.ended), interval_s)
+                async with asyncio.timeout(interval_s):
+                    await asyncio.shield(task.ended)
         # A stream that ends is called again at once; this one waits until the task is forgotten.
         await task.forgotten.wait()
 

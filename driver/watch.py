@@ -1,6 +1,7 @@
 """Keeps machines on their cores: wakes when somebody writes a cpuset file, and looks every few seconds anyway."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -56,11 +57,10 @@ class CoresWatch:
                     self._tell(notice)
             except Exception:  # the top of a background task: a bad look must not end the watch
                 log.exception("look at the cores failed")
-            try:
-                await asyncio.wait_for(self._due.wait(), _SLOW_LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SLOW_LOOK_S):
+                    await self._due.wait()
                 await asyncio.sleep(_SETTLE_S)
-            except TimeoutError:
-                pass
 
     def _on_write(self) -> None:
         assert self._inotify is not None

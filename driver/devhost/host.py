@@ -1,6 +1,7 @@
 """The embedded host: one job on this machine, from the launch of the plugin to the end of the task."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -236,10 +237,9 @@ class DevHost:
         return self.result or ExitResult()
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._kill.wait(), seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._kill.wait()
 
     # -- its parts ----------------------------------------------------------------------------------------------------
 

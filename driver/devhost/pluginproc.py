@@ -91,7 +91,8 @@ class PluginProcess:
             limit=2 * _LINE_BYTES,
         )
         try:
-            line = await asyncio.wait_for(_handshake(process), START_TIMEOUT_S)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                line = await _handshake(process)
         except (HandshakeError, TimeoutError, OSError, ValueError) as exc:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -128,7 +129,8 @@ class PluginProcess:
             await self.client.shutdown()
         await self._close_calls()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT_S)
+            async with asyncio.timeout(EXIT_TIMEOUT_S):
+                await self._process.wait()
         self.kill()
         await asyncio.shield(self.exited)
 
@@ -182,7 +184,8 @@ async def _end_unheard(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        await asyncio.wait_for(process.communicate(), EXIT_TIMEOUT_S)
+        async with asyncio.timeout(EXIT_TIMEOUT_S):
+            await process.communicate()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -192,7 +195,8 @@ async def _end_unheard(process: asyncio.subprocess.Process) -> None:
 async def _last_words(process: asyncio.subprocess.Process) -> str:
     assert process.stderr is not None
     try:
-        rest = await asyncio.wait_for(process.stderr.read(_LINE_BYTES), EXIT_TIMEOUT_S)
+        async with asyncio.timeout(EXIT_TIMEOUT_S):
+            rest = await process.stderr.read(_LINE_BYTES)
     except TimeoutError:
         rest = b""
     await process.wait()

@@ -117,7 +117,8 @@ async def _end(server: grpc.aio.Server, on_shutdown: Farewell | None) -> None:
     stopped = asyncio.create_task(server.stop(_CALLS_S))
     if on_shutdown is not None:
         try:
-            await asyncio.wait_for(on_shutdown(), _FAREWELL_S)
+            async with asyncio.timeout(_FAREWELL_S):
+                await on_shutdown()
         except TimeoutError:
             log.warning("plugin ends in the middle of its farewell timeout_s=%g", _FAREWELL_S)
         except Exception:  # it ends either way

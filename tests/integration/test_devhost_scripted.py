@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from driver._pb import driver_pb2 as pb
+from driver.devhost import pluginproc
 from driver.devhost.errors import PluginError, SchemaError
 from driver.devhost.events import ExitResult
 from driver.devhost.host import DevHost
 from driver.devhost.jobfile import job_of
+from driver.goplugin.handshake import Line
 
 CHECKOUT = Path(__file__).parents[2]
 PLUGIN = [sys.executable, str(CHECKOUT / "tests/fakes/scripted_plugin.py")]
@@ -315,3 +317,24 @@ def test_a_plugin_that_dies_while_it_stops_the_task_is_asked_again(short_dir: Pa
         "4 StopTask",
         "4 DestroyTask",
     ]
+
+
+async def test_a_stop_at_the_moment_of_the_handshake_is_not_lost(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrives when the line has been read and nobody has gone on yet: the host must not start the job after all."""
+    handshake = pluginproc._handshake
+
+    async def then_stopped(process: asyncio.subprocess.Process) -> Line:
+        line = await handshake(process)
+        asyncio.get_running_loop().call_soon(life.cancel)
+        return line
+
+    async def whole_life() -> ExitResult:
+        async with Stage(short_dir, {}).host as host:
+            return await host.run()
+
+    monkeypatch.setattr(pluginproc, "_handshake", then_stopped)
+    life = asyncio.create_task(whole_life())
+    with pytest.raises(asyncio.CancelledError):
+        await life
