@@ -96,12 +96,13 @@ class Qemu:
         # A reset ends in "shutdown" as the guest's own do, unless it is told otherwise.
         self._qmp.execute("stop")
         self._qmp.execute("set-action", {"reboot": "reset"})
-        self._qmp.execute("system_reset")
         deadline = time.monotonic() + _ANSWER_S
-        while self._qmp.execute("query-status")["status"] != "prelaunch":  # it answers before it has done it
+        # A guest asks in several ways at once: one that QEMU comes to only now shuts it down again.
+        while self._qmp.execute("query-status")["status"] != "prelaunch":
             if time.monotonic() > deadline:
                 raise TimeoutError("qemu does not reset")
-            time.sleep(0.01)
+            self._qmp.execute("system_reset")
+            time.sleep(0.05)  # it answers before it has done it
         self._qmp.execute("set-action", {"reboot": "shutdown"})
         self._qmp.execute("cont")
 
