@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
-from driver.config import CoresConfig
+from driver.config_plugin import CoresConfig
 from driver.fingerprint import CoreFacts
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.plan import Host, free_dedicated, held

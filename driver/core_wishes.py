@@ -3,7 +3,7 @@
 from typing import Literal
 
 from driver._pb import driver_pb2 as pb
-from driver.config import TaskConfig
+from driver.config_task import TaskConfig
 from driver.decode import Complaints
 from vmlib.cores.cpulist import format_cpus, parse_cpus
 from vmlib.cores.topology import Topology

@@ -1,6 +1,6 @@
 """From msgpack to plain values by the tables of `driver.schema`, with all complaints at once.
 
-What a value means (a size, a path, a range of uids) is for `driver.config`.
+What a value means (a size, a path, a range of uids) is for the `driver.config_*` modules.
 """
 
 import re

@@ -8,8 +8,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from driver._pb import driver_pb2 as pb
-from driver.config import PluginConfig, TaskConfig
 from driver.config_network import ALLOC, BridgeNetwork, InterfaceConfig, MacvtapNetwork, Network, UserNetwork, known
+from driver.config_plugin import PluginConfig
+from driver.config_task import TaskConfig
 from driver.decode import Complaints
 from vmlib.record import NicRecord
 from vmlib.spec import BridgeLink, Link, MachineSpec, MacvtapLink, NetnsLink, NicSpec, PortForward, UserLink

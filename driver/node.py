@@ -11,8 +11,8 @@ from typing import Literal, cast
 
 from driver import links
 from driver._pb import base_pb2
-from driver.config import PluginConfig, decode_plugin_config
 from driver.config_network import MacvtapNetwork, UserNetwork
+from driver.config_plugin import PluginConfig, decode_plugin_config
 from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
 from driver.fingerprint import CoreFacts, NodeFacts

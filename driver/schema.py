@@ -1,7 +1,7 @@
 """The plugin block and the task block as data: every key of the design, also those that this version refuses.
 
 Nomad checks names and types by the `Spec` made from these tables, in its own words. All that is refused beyond that
-is refused by `driver.decode` and `driver.config`, in ours.
+is refused by `driver.decode` and the `driver.config_*` modules, in ours.
 """
 
 import json

@@ -15,7 +15,8 @@ import grpc.aio
 from driver import links, translate
 from driver._pb import base_pb2, driver_pb2_grpc
 from driver._pb import driver_pb2 as pb
-from driver.config import decode_plugin_config, decode_task_config
+from driver.config_plugin import decode_plugin_config
+from driver.config_task import decode_task_config
 from driver.decode import Complaints
 from driver.errors import NotFoundError, UnimplementedError, rpc
 from driver.events import EventHub

@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 from driver import links
 from driver._pb import driver_pb2 as pb
-from driver.config import PluginConfig, TaskConfig, is_inline
 from driver.config_network import known
+from driver.config_plugin import PluginConfig
+from driver.config_task import TaskConfig, is_inline
 from driver.core_wishes import cores_spec, mhz_lint
 from driver.decode import Complaints
 from vmlib.cores.topology import Topology

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from driver.config import PluginConfig, decode_plugin_config
+from driver.config_plugin import PluginConfig, decode_plugin_config
 from driver.devhost.agentfile import find_agent_file, plugin_config_msgpack
 from driver.devhost.errors import AgentFileError
 from driver.node import hypervisor_settings

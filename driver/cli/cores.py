@@ -9,7 +9,7 @@ from pathlib import Path
 from driver.cli.common import add_common, load_config, print_json
 from driver.cli.cores_picture import draw
 from driver.cli.cores_view import CoresView, as_json
-from driver.config import PluginConfig
+from driver.config_plugin import PluginConfig
 from driver.partitions import reserved_cpus
 from vmlib import process
 from vmlib.cores import plan

@@ -12,8 +12,8 @@ from driver.cli.doctor_guests import guest_lines
 from driver.cli.doctor_network import link_lines
 from driver.cli.doctor_nfs import NfsFacts, nfs_lines
 from driver.cli.doctor_user import user_lines
-from driver.config import PluginConfig
 from driver.config_network import UserNetwork
+from driver.config_plugin import PluginConfig
 from driver.core_health import Finding, core_findings
 from driver.network_health import parents
 from driver.node import hypervisor_settings, owner_of_this_process, unprivileged_warning

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from driver.config import PluginConfig
 from driver.config_network import BridgeNetwork, MacvtapNetwork
+from driver.config_plugin import PluginConfig
 from driver.node import shims
 from vmlib.net import guard
 from vmlib.net.shim import Mine, examine

@@ -98,7 +98,14 @@ def test_the_device_plugin_starts_without_the_driver(short_dir: Path) -> None:
     assert info.name == "chv-cores"
     loaded = set(imports.read_text().split())
     assert {"grpc", "driver.cores_device"} <= loaded
-    unwanted = ("driver.task_driver", "driver.node", "driver.config", "vmlib.machine", "vmlib.cores")
+    unwanted = (
+        "driver.task_driver",
+        "driver.node",
+        "driver.config_plugin",
+        "driver.config_task",
+        "vmlib.machine",
+        "vmlib.cores",
+    )
     assert too_early(loaded, *unwanted) == []
 
 

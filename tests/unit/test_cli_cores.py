@@ -11,7 +11,7 @@ import pytest
 from driver.cli.cores import gather, read_policy, view_of
 from driver.cli.cores_picture import WIDTH, draw
 from driver.cli.cores_view import CoresView, as_json, uses
-from driver.config import decode_plugin_config
+from driver.config_plugin import decode_plugin_config
 from tests.fakes.sysfs import CPU, NODE, sysfs_files
 from vmlib import process
 from vmlib.cores.ledger import Ledger

@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.config import (
-    CoresConfig,
-    DiskConfig,
-    PluginConfig,
-    TaskConfig,
-    decode_plugin_config,
-    decode_task_config,
-)
 from driver.config_network import InterfaceConfig, UserNetwork
+from driver.config_plugin import CoresConfig, PluginConfig, decode_plugin_config
+from driver.config_task import DiskConfig, TaskConfig, decode_task_config
 from driver.decode import Complaints, decode
 from driver.schema import PLUGIN, TASK, Block, Key, Members, Value, walk
 from vmlib.errors import HostError, SpecError

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.config import decode_plugin_config, decode_task_config
 from driver.config_network import BridgeNetwork, InterfaceConfig, MacvtapNetwork, UserNetwork, interfaces
+from driver.config_plugin import decode_plugin_config
+from driver.config_task import decode_task_config
 from driver.decode import Complaints
 from vmlib.errors import HostError, SpecError
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from driver.cli.doctor import Check, core_checks
-from driver.config import CoresConfig, decode_plugin_config
+from driver.config_plugin import CoresConfig, decode_plugin_config
 from driver.core_health import core_facts, core_findings
 from driver.fingerprint import CoreFacts
 from vmlib.cores.plan import Host, Policy

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from driver._pb import driver_pb2 as pb
-from driver.config import PluginConfig, TaskConfig, decode_plugin_config
 from driver.config_network import BridgeNetwork, InterfaceConfig, MacvtapNetwork, Network, UserNetwork
+from driver.config_plugin import PluginConfig, decode_plugin_config
+from driver.config_task import TaskConfig
 from driver.decode import Complaints
 from driver.links import derived_mac, group_hostname, lints, network_override, nic_specs, shared, taken
 from driver.translate import machine_spec

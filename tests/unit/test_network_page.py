@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from driver.config import PluginConfig, TaskConfig, decode_plugin_config, decode_task_config
 from driver.config_network import BridgeNetwork, MacvtapNetwork
+from driver.config_plugin import PluginConfig, decode_plugin_config
+from driver.config_task import TaskConfig, decode_task_config
 from driver.devhost import agentfile, hclspec
 from driver.devhost.hcltree import config_json, parse
 from driver.schema import plugin_spec, task_spec

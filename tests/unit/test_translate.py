@@ -11,14 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver._pb import driver_pb2 as pb
-from driver.config import (
-    DiskConfig,
-    PluginConfig,
-    TaskConfig,
-    decode_plugin_config,
-    decode_task_config,
-)
 from driver.config_network import InterfaceConfig, UserNetwork
+from driver.config_plugin import PluginConfig, decode_plugin_config
+from driver.config_task import DiskConfig, TaskConfig, decode_task_config
 from driver.decode import Complaints
 from driver.links import derived_mac
 from driver.translate import default_hostname, lints, machine_name, machine_spec
