@@ -7,7 +7,8 @@ from pathlib import Path
 from vmlib.hypervisor.base import Accel, Capabilities, LaunchPlan, Vmm
 from vmlib.hypervisor.firmware import find_firmware
 from vmlib.hypervisor.overhead import qemu_overhead_mib
-from vmlib.hypervisor.qemu_argv import LISTENERS, command_line, frame_listeners, router_namespace
+from vmlib.hypervisor.qemu_argv import LISTENERS, command_line
+from vmlib.hypervisor.qemu_nics import frame_listeners, router_namespace
 from vmlib.hypervisor.qmp import CALL_TIMEOUT_S, QmpVmm
 from vmlib.probe import QEMU_MIN_VERSION
 from vmlib.process import TOOL_ENVIRONMENT
