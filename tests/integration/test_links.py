@@ -13,6 +13,7 @@ import pytest
 from tests.guest.build import Guest
 from tests.integration.machines import Host, Running
 from tests.integration.networks import Namespace, Network, machines_on, network
+from tests.leftovers import open_files
 from vmlib.errors import HostError, NoCapacityError, VmError
 from vmlib.net.look import Seen, look
 from vmlib.net.making import Making
@@ -370,7 +371,7 @@ def test_a_parent_without_carrier_is_no_reason_to_fail(net: Network, host: Host)
 
 
 def test_a_hundred_links_in_a_row_leave_nothing(net: Network, host: Host) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
 
     def all_of_them() -> None:
         for number in range(100):
@@ -392,7 +393,7 @@ def test_a_hundred_links_in_a_row_leave_nothing(net: Network, host: Host) -> Non
 
     net.host.do(all_of_them)
     assert net.host.ours() == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 @pytest.mark.parametrize(("mode", "directly"), [("bridge", True), ("private", False), ("vepa", False)])

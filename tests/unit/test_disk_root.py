@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.leftovers import open_files
 from vmlib.disk.cache import ImageCache
 from vmlib.disk.image import ImageInfo
 from vmlib.disk.intake import Intake
@@ -72,11 +73,11 @@ def test_a_restart_never_shrinks_and_grows_when_asked(image: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("mode", ["copy", "overlay"])
 def test_a_root_size_below_the_image_is_refused_with_both_numbers(image: Path, tmp_path: Path, mode: RootMode) -> None:
-    fds_before = os.listdir("/proc/self/fd")
+    fds_before = open_files()
     with pytest.raises(SpecError, match=r"root_size = 524288 bytes: smaller than the image, which has 1 MiB"):
         prepare(root_disk(image, mode=mode, size=MIB // 2), tmp_path / "disk")
     assert os.listdir(tmp_path / "disk") == []
-    assert len(os.listdir("/proc/self/fd")) == len(fds_before)
+    assert open_files() == fds_before
 
 
 @pytest.mark.parametrize("mode", ["copy", "overlay"])

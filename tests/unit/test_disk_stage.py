@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.leftovers import open_files
 from vmlib.disk.stage import is_kernel, stage_boot
 from vmlib.errors import SpecError
 from vmlib.resources import BootFiles
@@ -76,10 +77,10 @@ def test_what_cannot_be_booted_is_refused(
     boot: DirectBoot, tmp_path: Path, name: str, content: bytes, complaint: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    fds_before = len(os.listdir("/proc/self/fd"))
+    fds_before = open_files()
     with pytest.raises(SpecError, match=complaint):
         stage(boot, tmp_path / "boot")
-    assert len(os.listdir("/proc/self/fd")) == fds_before
+    assert open_files() == fds_before
 
 
 @pytest.mark.parametrize(("name", "key", "size"), [("vmlinuz", "kernel", 256 << 20), ("initrd.img", "initrd", 4 << 30)])

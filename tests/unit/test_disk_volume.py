@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.leftovers import open_files
 from vmlib.disk.volume import explain_lock, names, prepare_mounts
 from vmlib.errors import HostError, SpecError
 from vmlib.resources import DiskAttachment, ShareAttachment
@@ -97,7 +98,7 @@ def test_a_disk_in_use_is_told_in_words(words: str, explained: bool) -> None:
 def test_what_is_neither_directory_nor_disk_is_the_operators_to_mend(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "short").write_bytes(bytes(511))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for name, words in (
         ("missing", "no such file or directory"),
         ("fifo", "expected a directory, a regular file or a block device"),
@@ -106,4 +107,4 @@ def test_what_is_neither_directory_nor_disk_is_the_operators_to_mend(tmp_path: P
         with pytest.raises(HostError) as exc:
             prepare_mounts([mount(tmp_path / name)])
         assert str(exc.value) == f"mount at '/srv/data': {tmp_path}/{name}: {words}"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before

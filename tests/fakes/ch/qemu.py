@@ -40,6 +40,7 @@ class Qemu:
         self._names: dict[str, list[str]] = {}
         self._heard = False  # anything on the serial port since the last start
         self._starts = 0
+        self._resetting = threading.Lock()  # two at once would undo each other's "set-action"
 
     def boot(self, hardware: Hardware, *, held: bool) -> None:
         self._hardware = hardware
@@ -90,19 +91,28 @@ class Qemu:
         self._loop.call(lambda: self._watch(qmp.sock, self._take_qmp))
 
     def reset(self) -> None:
+        with self._resetting:
+            self._reset()
+
+    def _reset_again(self) -> None:
+        """After a reset that is no reboot. A guest may ask in several ways at once; one start answers them all."""
+        with self._resetting:
+            if self._qmp is not None and self._qmp.execute("query-status")["status"] == "shutdown":
+                self._reset()
+
+    def _reset(self) -> None:
         assert self._qmp is not None
         self._heard = False
         self._starts += 1
         # A reset ends in "shutdown" as the guest's own do, unless it is told otherwise.
         self._qmp.execute("stop")
         self._qmp.execute("set-action", {"reboot": "reset"})
+        self._qmp.execute("system_reset")
         deadline = time.monotonic() + _ANSWER_S
-        # A guest asks in several ways at once: one that QEMU comes to only now shuts it down again.
-        while self._qmp.execute("query-status")["status"] != "prelaunch":
+        while self._qmp.execute("query-status")["status"] != "prelaunch":  # it answers before it has done it
             if time.monotonic() > deadline:
                 raise TimeoutError("qemu does not reset")
-            self._qmp.execute("system_reset")
-            time.sleep(0.05)  # it answers before it has done it
+            time.sleep(0.01)
         self._qmp.execute("set-action", {"reboot": "shutdown"})
         self._qmp.execute("cont")
 
@@ -231,7 +241,7 @@ class Qemu:
                     if self._heard or self._starts == 1:
                         self._ears.reset()
                     else:
-                        threading.Thread(target=self.reset, daemon=True).start()
+                        threading.Thread(target=self._reset_again, daemon=True).start()
                 case {"event": "GUEST_PANICKED"}:
                     self._ears.panic()
                 case {"event": "VSERPORT_CHANGE", "data": {"open": False}}:
