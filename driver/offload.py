@@ -8,7 +8,7 @@ from typing import Literal, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Lane = Literal["image", "start", "remote", "recover", "keep", "stop", "stats", "probe", "cores"]
+Lane = Literal["image", "start", "remote", "recover", "keep", "stop", "vmm", "stats", "probe", "cores"]
 _THREADS: dict[Lane, int] = {
     "image": 8,  # minutes each, when they have to be unpacked
     "start": 8,
@@ -16,6 +16,7 @@ _THREADS: dict[Lane, int] = {
     "recover": 4,
     "keep": 8,
     "stop": 16,
+    "vmm": 64,  # what is asked of running VMMs: one that hangs holds its thread for seconds, again and again
     "stats": 2,
     "probe": 2,
     "cores": 1,

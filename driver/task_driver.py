@@ -25,7 +25,7 @@ from driver.handle import Handle
 from driver.link_watch import LinkWatch
 from driver.namespaces import processes_in
 from driver.node import Node
-from driver.offload import Offload
+from driver.offload import Lane, Offload
 from driver.schema import task_spec
 from driver.signals import signal_action, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
@@ -284,7 +284,8 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             if at_once and not rung.forced:
                 continue
             # A VMM or a keeper that does not answer gets no more time than one that does.
-            steps.append(asyncio.create_task(self.offload("stop", task.machine.climb, rung, timeout_s)))
+            lane: Lane = "vmm" if rung.asks else "stop"
+            steps.append(asyncio.create_task(self.offload(lane, task.machine.climb, rung, timeout_s)))
             await asyncio.wait((task.ended,), timeout=rung.wait_s)
         if not task.ended.done():
             await asyncio.gather(*steps)
@@ -365,11 +366,11 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         machine = self._known(request.task_id).machine
         match signal_action(request.signal):
             case "power button":
-                await self.offload("stop", machine.press_power_button)
+                await self.offload("vmm", machine.press_power_button)
             case "pause":
-                await self.offload("stop", machine.pause)
+                await self.offload("vmm", machine.pause)
             case "resume":
-                await self.offload("stop", machine.resume)
+                await self.offload("vmm", machine.resume)
             case "kill":
                 await self.offload("stop", machine.kill)
             case "agent":

@@ -222,4 +222,6 @@ def _words(path: Path) -> list[str]:
 
 
 def _names(directory: Path) -> list[str]:
-    return os.listdir(directory) if directory.is_dir() else []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.listdir(directory)
+    return []
