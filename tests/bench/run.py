@@ -36,6 +36,8 @@ RESULT = machine_setup.LOCAL / "bench.json"
 BENCHMARKS: dict[str, Callable[[Settings], list[Line]]] = {
     "cold-start": cold_start.run,
     "start": start.run,
+    "ch-start": start.run_cloud,
+    "ch-start-real": start.run_real_cloud,
     "exit": exits.run,
     "recover": recover.run,
     "full-node": full_node.run,
