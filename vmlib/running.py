@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from vmlib.cores.ledger import read_entries
 from vmlib.cores.service import Notice
 from vmlib.cores.words import Entry
 from vmlib.errors import HypervisorError
-from vmlib.hypervisor.base import Usage, VcpuThread, Vmm
+from vmlib.hypervisor.base import Counters, Usage, VcpuThread, Vmm
 from vmlib.keeper import client as keeper
 from vmlib.keeper import oom
 from vmlib.keeper.verdict import Evidence, Verdict, judge
 from vmlib.ladder import Rung, ladder, sentence
 from vmlib.net import known
+from vmlib.net.counted import carried
 from vmlib.paths import Layout, MachinePaths, RunPaths
 from vmlib.process import Identity
-from vmlib.record import ExitRecord, MachineRecord, load_exit, load_machine
+from vmlib.record import ExitRecord, MachineRecord, NicRecord, load_exit, load_machine
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +146,10 @@ class Machine:
             return vmm.vcpus()
 
     def usage(self) -> Usage:
+        """Interfaces that the VMM does not count are counted by the host's links; None for one that has none here."""
         with self._vmm() as vmm:
-            return vmm.usage()
+            told = vmm.usage()
+        return told if told.nics else replace(told, nics=tuple(_counted(nic) for nic in self.record.nics))
 
     def pause(self) -> None:
         with self._vmm() as vmm:
@@ -246,3 +249,15 @@ def take_back(paths: MachinePaths, layout: Layout, machine_id: str) -> None:
     else:
         postflight.clear(paths, layout)
     keeper.reap()
+
+
+def _counted(nic: NicRecord) -> Counters | None:
+    found = carried(nic.link, nic.ifindex)
+    if found is None:
+        return None
+    return Counters(
+        read_bytes=found.received_bytes,
+        write_bytes=found.sent_bytes,
+        read_ops=found.received_frames,
+        write_ops=found.sent_frames,
+    )

@@ -1,11 +1,14 @@
 """`chv inspect ID`: all there is to know about one machine. Nomad has no place for most of it."""
 
 import argparse
+from dataclasses import asdict
+from itertools import zip_longest
 from typing import Any
 
 from driver.cli.common import add_common, find_machine, load_config, print_json, print_pairs, state_of
 from vmlib.cores.cpulist import format_cpus
 from vmlib.errors import HypervisorError
+from vmlib.hypervisor.base import Counters, Usage
 from vmlib.running import Machine, NicView
 
 
@@ -26,8 +29,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(machine: Machine) -> dict[str, Any]:
-    """The keys are a contract. Disks come with their issue."""
+    """The keys are a contract."""
     record, nics = machine.record, machine.nics()
+    used = _used(machine)
+    counted = used.nics if isinstance(used, Usage) else ()
     facts: dict[str, Any] = {
         "id": record.id,
         "task": record.name,
@@ -41,7 +46,8 @@ def describe(machine: Machine) -> dict[str, Any]:
         "memory_mib": record.memory_mib,
         "vcpus": _vcpus(machine),
         "addresses": [address for nic in nics for address in nic.addresses],
-        "nics": [_nic(nic) for nic in nics],
+        "nics": [_nic(nic, moved) for nic, moved in zip_longest(nics, counted[: len(nics)])],
+        **_moved(used),
         **({"vfio": list(record.vfio)} if record.vfio else {}),
     }
     if (ended := machine.exit_record()) is not None:
@@ -49,9 +55,32 @@ def describe(machine: Machine) -> dict[str, Any]:
     return facts
 
 
-def _nic(nic: NicView) -> dict[str, Any]:
-    shown = {"network": nic.network, "mac": nic.mac, "link": nic.link, "addresses": list(nic.addresses)}
+def _nic(nic: NicView, moved: Counters | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {"network": nic.network, "mac": nic.mac, "link": nic.link, "addresses": list(nic.addresses)}
+    if moved is not None:
+        shown |= {
+            "received_bytes": moved.read_bytes,
+            "sent_bytes": moved.write_bytes,
+            "received_frames": moved.read_ops,
+            "sent_frames": moved.write_ops,
+        }
     return {**shown, **({"lost": nic.lost} if nic.lost else {})}
+
+
+def _used(machine: Machine) -> Usage | str:
+    """What its devices have moved so far, or why that is not known: a VMM that hangs is given up after seconds."""
+    if not machine.running():
+        return ""
+    try:
+        return machine.usage()
+    except HypervisorError as exc:
+        return str(exc)
+
+
+def _moved(used: Usage | str) -> dict[str, Any]:
+    if isinstance(used, str):
+        return {"usage": f"not told: {used}"} if used else {}
+    return {"memory_actual_mib": used.memory_bytes >> 20, "disks": [asdict(disk) for disk in used.disks]}
 
 
 def _cores(machine: Machine) -> dict[str, Any]:

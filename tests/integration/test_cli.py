@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -159,6 +160,29 @@ async def test_a_damaged_record_does_not_hide_the_others(fake_node: Node) -> Non
         rows = await asyncio.to_thread(as_json, fake_node, "ps")
         assert [row["id"] for row in rows] == [f"{hosts[0].alloc.id}/vm"]
         record.write_bytes(whole)
+
+
+async def test_inspect_shows_what_devices_have_moved_and_a_vmm_that_hangs_holds_it_up_for_seconds_only(
+    node: Node,
+) -> None:
+    disk = 'disk {\n name = "data"\n serial = "data"\n size = "8MiB"\n }\n balloon = true'
+    async with node.host(node.job("write=data:hello", config=disk)) as host:
+        await host.start()
+        await until_says(host, READY)
+        found = await asyncio.to_thread(as_json, node, "inspect", host.alloc.id)
+        (data,) = found["disks"]
+        assert (data["write_bytes"], data["write_ops"]) == (4096, 1)
+        assert data["read_bytes"] > 0 < data["read_ops"]
+        assert found["memory_actual_mib"] == 128
+        text = (await asyncio.to_thread(node.command, "inspect", host.alloc.id)).stdout
+        assert '"write_bytes": 4096' in next(line for line in text.splitlines() if line.startswith("disks "))
+        os.kill(found["pid"], signal.SIGSTOP)
+        try:
+            hung = await asyncio.to_thread(as_json, node, "inspect", host.alloc.id)
+        finally:
+            os.kill(found["pid"], signal.SIGCONT)
+        assert hung["usage"] == "not told: greeting: no answer from the VMM in time"
+        assert (hung["state"], "disks" in hung) == ("unknown", False)
 
 
 async def test_commands_find_a_real_guest_while_the_plugin_talks_to_it(node: Node) -> None:

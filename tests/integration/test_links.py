@@ -15,6 +15,7 @@ from tests.integration.machines import Host, Running
 from tests.integration.networks import Namespace, Network, machines_on, network
 from tests.leftovers import open_files
 from vmlib.errors import HostError, NoCapacityError, VmError
+from vmlib.hypervisor.base import Counters
 from vmlib.net.look import Seen, look
 from vmlib.net.making import Making
 from vmlib.net.names import link_name
@@ -106,6 +107,25 @@ def fetch(space: Namespace, address: str) -> None:
     assert b"hello from chv-guest" in space.do(ask)
 
 
+def what_it_gets_is_counted_as_received(net: Network, one: Running, address: str) -> None:
+    def counted() -> Counters:
+        (found,) = net.host.do(one.machine.usage).nics
+        assert found is not None
+        return found
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(100):
+                sock.sendto(bytes(1000), (address, 9))
+
+    before = counted()
+    assert min(before.read_bytes, before.write_bytes, before.read_ops, before.write_ops) > 0
+    net.lan.do(send)
+    one.until(lambda: counted().read_bytes - before.read_bytes >= 100_000, "all datagrams to be counted")
+    assert counted().read_ops - before.read_ops >= 100
+    assert counted().write_bytes - before.write_bytes < 100_000  # it refuses some of them
+
+
 PINGS = "http=80 ping=192.0.2.1 ping=2001:db8::1"
 
 
@@ -124,6 +144,7 @@ def test_two_guests_and_a_third_host_reach_each_other_by_static_addresses(net: N
         fetch(net.lan, address)
     for running in (one, two):
         assert os.stat(f"/proc/{running.vmm}").st_uid == running.machine.record.uid >= 210_000
+    what_it_gets_is_counted_as_received(net, one, "192.0.2.10")
 
 
 @pytest.mark.needs("dnsmasq")
@@ -156,6 +177,7 @@ def test_a_guest_on_a_bridge_is_a_host_among_others(net: Network, host: Host) ->
     for address in ("192.0.2.10", "2001:db8::10"):
         fetch(net.lan, address)
     fetch(net.host, "192.0.2.10")
+    what_it_gets_is_counted_as_received(net, one, "192.0.2.10")
     (name,) = net.host.ours()
     assert net.host.link(name).get_attr("IFLA_ADDRESS") == "fe" + MAC[2:]
     assert net.host.link(name).get_attr("IFLA_IFALIAS") == f"chv dev {one.machine.run.root}"

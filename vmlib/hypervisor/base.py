@@ -95,7 +95,7 @@ class Usage:
     """What a machine has done so far, and has now."""
 
     disks: tuple[Counters, ...]  # in the machine's order
-    nics: tuple[Counters, ...]  # none where only the host's links know
+    nics: tuple[Counters | None, ...]  # in the machine's order; none at all where the VMM does not count
     memory_bytes: int  # less what is in the balloon
 
 

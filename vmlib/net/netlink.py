@@ -33,6 +33,16 @@ class Interface:
     foreign_parent: bool = False  # that number counts in another namespace
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """What a link has moved since it was made; its guest receives and sends."""
+
+    received_bytes: int
+    sent_bytes: int
+    received_frames: int
+    sent_frames: int
+
+
 class Netlink:
     """A conversation with the kernel about the links of the namespace in which it was opened."""
 
@@ -54,6 +64,20 @@ class Netlink:
     def links(self) -> list[Interface]:
         with _told("links"):
             return [_interface(message) for message in self._ipr.get_links()]
+
+    def carried(self, index: int) -> Carried:
+        """Of a tap or a macvtap. Raises OSError when it is not there."""
+        with _told(f"link {index}"):
+            (message,) = self._ipr.link("get", index=index)
+        told = message.get_attr("IFLA_STATS64")
+        # A tap is the other end of its guest's cable; a macvtap counts as if it were the guest's own interface.
+        received, sent = ("tx", "rx") if _interface(message).kind == "tun" else ("rx", "tx")
+        return Carried(
+            received_bytes=told[f"{received}_bytes"],
+            sent_bytes=told[f"{sent}_bytes"],
+            received_frames=told[f"{received}_packets"],
+            sent_frames=told[f"{sent}_packets"],
+        )
 
     def create_macvtap(self, name: str, *, parent: int, mode: str, mac: str = "", netns_fd: int | None = None) -> None:
         """Not up yet. With `netns_fd` it is made there, while `parent` counts here; without `mac`, and with `passthru`
