@@ -143,6 +143,7 @@ def test_guests_on_macvtaps_reach_each_other_and_a_third_host_and_one_tells_its_
         record = calling.end(LAB_S)
         assert (record.exit_code, record.signal, record.message) == (7, 0, "")
         (nic,) = serving.machine.usage().nics
+        assert nic is not None
         assert nic.read_bytes > 0
         assert nic.write_bytes > 0
         for one in (calling, serving):
