@@ -3,8 +3,9 @@
 import argparse
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from driver.cli.common import add_common, load_config, print_json, print_table
@@ -81,7 +82,7 @@ def examine(config: PluginConfig) -> list[Check]:
         *_guests(config),
         *_hooks(config),
         *_nfs(config),
-        *_devices(config),
+        *device_checks(config.vfio_allow),
     ]
 
 
@@ -203,10 +204,11 @@ def _nfs(config: PluginConfig) -> list[Check]:
     return [Check(*line) for line in nfs_lines(config.nfs, facts)]
 
 
-def _devices(config: PluginConfig) -> list[Check]:
+def device_checks(allowed: Iterable[str], root: Path = Path("/")) -> list[Check]:
+    """One line for each device that jobs may take: whether a guest could have it now."""
     checks = []
-    for address in config.vfio_allow:
-        match vfio.look(address):
+    for address in allowed:
+        match vfio.look(address, root):
             case vfio.Lack(found=found, cure=cure):
                 checks.append(Check(f"vfio {address}", "warning", found, cure))
             case device:

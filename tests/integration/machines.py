@@ -302,6 +302,9 @@ class Host:
             "alive_while": str(spec.alive_while or ""),
             "nics": [_nic_words(nic) for nic in spec.nics],
             "shared": [str(mount.source) for mount in spec.mounts],
+            "root": str(self.root),
+            "uids": None if self.uids is None else [self.uids.start, self.uids.stop],
+            "vfio": spec.vfio,
         }
         return subprocess.Popen(
             [sys.executable, "-m", "tests.integration.machines", json.dumps(what)],
@@ -366,7 +369,14 @@ def host_for(directory: Path, guest: Path, name: str, *, kind: type[Host] = Host
 
 def main() -> None:
     what = json.loads(sys.argv[1])
-    host = Host(Path(what["directory"]), Path(what["guest"]), what["name"], hooks=tuple(what["hooks"]))
+    host = Host(
+        Path(what["directory"]),
+        Path(what["guest"]),
+        what["name"],
+        hooks=tuple(what["hooks"]),
+        root=Path(what["root"]),
+        uids=range(*what["uids"]) if what["uids"] else None,
+    )
     spec = host.spec(task=what["task"])
     assert spec.boot is not None
     spec = replace(
@@ -382,6 +392,7 @@ def main() -> None:
         alive_while=Path(what["alive_while"]) if what["alive_while"] else None,
         nics=tuple(_nic_of(*words) for words in what["nics"]),
         mounts=tuple(MountSpec(source=Path(path), guest_path="/srv/data") for path in what["shared"]),
+        vfio=tuple(what["vfio"]),
     )
     if what["do"] == "start":
         host.machines.start(spec)

@@ -220,6 +220,21 @@ async def test_a_node_without_a_hypervisor_says_so_in_its_health(chv: Path, shor
         assert "driver.chv.qemu.version" not in found.attributes
 
 
+async def test_a_device_that_jobs_may_take_but_that_is_not_there_is_told_and_no_attribute(
+    chv: Path, short_dir: Path
+) -> None:
+    address = "ffff:ff:1f.7"
+    config = {"data_dir": f"{short_dir}/data", "run_dir": f"{short_dir}/run", "vfio_allow": [address]}
+    async with plugin_and_task(chv, short_dir) as (plugin, _):
+        await plugin.client.set_config(msgspec.msgpack.encode(config))
+        async with asyncio.timeout(PATIENCE_S), aclosing(plugin.client.fingerprint()) as stream:
+            while "vfio" not in (found := await anext(stream)).health_description:
+                pass
+        assert found.health == pb.FingerprintResponse.HEALTHY
+        assert f"vfio {address}: this host has no such PCI device" in found.health_description
+        assert "driver.chv.vfio" not in found.attributes
+
+
 async def test_events_that_came_before_the_first_stream_are_kept_and_all_streams_get_the_next(
     chv: Path, short_dir: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,26 @@ def test_a_group_that_a_machine_holds_is_not_given_to_another(fake: Host, tmp_pa
     with pytest.raises(NoCapacityError, match="its IOMMU group 12 is held by machine other/db"):
         fake.start(vfio=(GPU,))
     assert node(fake).stat().st_uid == os.getuid()
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("kills", [1, 2])
+def test_what_killed_starts_had_taken_is_given_back_to_its_first_owner(kills: int, fake: Host, tmp_path: Path) -> None:
+    fake.root, fake.uids = tmp_path / "root", range(211_000, 211_008)
+    write_pci_device(fake.root, GPU)
+    write_pci_device(fake.root, SOUND)
+    spec = fake.spec("sleep=60", vfio=(GPU,))
+    for _ in range(kills):
+        with fake.elsewhere(spec, failpoint="start.devices") as starter:
+            _, words = starter.communicate(timeout=60)
+            assert starter.returncode == -signal.SIGKILL, words.decode()
+        assert node(fake).stat().st_uid in fake.uids
+    with pytest.raises(NoCapacityError, match=f"its IOMMU group 12 is held by machine {spec.name}"):
+        fake.start(task="db", vfio=(SOUND,))
+    fake.machines.destroy(spec.name, spec.id)
+    assert node(fake).stat().st_uid == os.getuid()
+    assert not (fake.layout.machine(spec.name).root / "vfio").exists()
+    assert fake.processes() == NOTHING
 
 
 def test_the_launcher_sets_the_limit_of_locked_memory() -> None:

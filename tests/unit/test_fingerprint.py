@@ -39,6 +39,12 @@ def test_an_export_is_an_attribute_while_its_server_answers() -> None:
     }
 
 
+def test_devices_that_a_job_may_take_now_are_one_attribute() -> None:
+    attributes = fingerprint(NodeFacts(vfio=("0000:65:00.0", "0000:66:00.0"))).attributes
+    assert attributes["driver.chv.vfio"] == "0000:65:00.0,0000:66:00.0"
+    assert "driver.chv.vfio" not in fingerprint(NodeFacts()).attributes
+
+
 def test_whole_cores_are_attributes_with_numbers() -> None:
     facts = CoreFacts(dedicated=4, free=3, largest_numa_block=2, mhz_floor=2600, smt=True)
     attributes = fingerprint(NodeFacts(cores=facts)).attributes
