@@ -18,6 +18,8 @@ from tests.integration.machines import NOTHING, READY, Host, Running, host_for
 from tests.integration.networks import network
 from vmlib import cpuset
 from vmlib import machine as machine_module
+from vmlib.cores.plan import Policy
+from vmlib.cores.service import CoreSettings
 from vmlib.errors import HypervisorError
 from vmlib.hypervisor import cloud_hypervisor
 from vmlib.hypervisor.cloud_hypervisor import CloudHypervisor
@@ -27,6 +29,7 @@ from vmlib.resources import Resources
 from vmlib.settings import HostSettings
 from vmlib.spec import CoresSpec, MacvtapLink, NicSpec
 
+CPUS = sorted(os.sched_getaffinity(0))
 LIMIT_S = 2.0  # of a call that makes the machine, and of a reboot; a user's are longer
 SLACK_S = 12.0  # of a busy host, besides
 
@@ -89,6 +92,8 @@ STOPS = {
 class LightHost(Host):
     """Its VMM is the fake one, whose guest is played."""
 
+    policy = Policy()
+
     @property
     def fake(self) -> Path:
         place = self.directory / "fake"
@@ -100,7 +105,8 @@ class LightHost(Host):
     @property
     def machines(self) -> Machines:
         hypervisor = CloudHypervisor(binary=str(self.fake), version="53.0")
-        return Machines(HostSettings(layout=self.layout), lambda _: (hypervisor, "by the test"), attach)
+        cores = CoreSettings(policy=lambda _: self.policy)
+        return Machines(HostSettings(layout=self.layout, cores=cores), lambda _: (hypervisor, "by the test"), attach)
 
     def start(self, words: str = "", *, task: str = "web", **changes: Any) -> Running:
         """Words that begin with `chfake.` are for the fake, the others for its guest."""
@@ -166,7 +172,7 @@ def test_an_interface_that_is_not_taken_in_time_ends_the_start(host: LightHost) 
 
 def test_what_the_vmm_complained_of_while_it_hung_is_told(host: LightHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pins outside its cpuset, which cannot come from us: the affinity is put into the plan by hand."""
-    outside = max(os.sched_getaffinity(0)) + 500
+    outside = CPUS[-1] + 500
     monkeypatch.setattr(machine_module, "_placed", lambda res, _: _with_affinity(res, outside))
     with pytest.raises(HypervisorError) as failed:
         host.start()
@@ -211,14 +217,15 @@ def test_a_reboot_at_once_after_the_panic_does_not_outrun_on_panic(host: LightHo
     assert "rebooted" not in one.err.text
 
 
-def test_a_cpuset_that_lacks_a_pin_makes_the_reboot_hang_and_that_is_told(
-    host: LightHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The VMM is told its pins, as on a node whose cores are the driver's own."""
-    monkeypatch.setattr(machine_module, "_placed", lambda res, given: replace(res, affinity=given.confinement.vcpus))
+@pytest.mark.needs("cgroup")
+@pytest.mark.skipif(len(CPUS) < 2, reason="one CPU to give away, one to keep")
+def test_a_cpuset_that_lacks_a_pin_makes_the_reboot_hang_and_that_is_told(host: LightHost) -> None:
+    """A VMM is told its pins where the cores are the driver's own; it is then the kernel that refuses them."""
+    host.policy = Policy(dedicated=frozenset(CPUS[-1:]), dedicated_only=True, usable=frozenset(CPUS[:-1]))
     one = host.start("sleep=3 reboot-once", cores=CoresSpec(exclusive=True))
     placement = one.machine.record.placement
     assert placement is not None
+    assert placement.level == "node"
     group = host.machines.cores.groups(one.machine.id, placement).cpuset
     assert group is not None
     (group / "cpuset.cpus").write_text(",".join(str(cpu) for cpu in cpuset.read_cpus(group)[0] - {*placement.vcpus}))
