@@ -71,7 +71,7 @@ def test_what_only_the_node_can_show(
     cache: Path,
     subtests: pytest.Subtests,
     capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    record_testsuite_property: Callable[[str, object], None],
 ) -> None:
     # The console is captured: it is shown when the test fails.
     asked, retries = ROUNDS[which], 0
@@ -92,7 +92,7 @@ def test_what_only_the_node_can_show(
         retries = 1
         warnings.warn(f"the lab's round was done again: {exc}", stacklevel=1)
         done = run(tmp_path / "second")
-    record_property("lab_retries", retries)
+    record_testsuite_property(f"lab_retries.{which}", retries)
     assert done.rc in {0, FAILED_TESTS}, f"pytest in the node ended with {done.rc}"
     found = list(outcomes(done.files / "junit.xml"))
     assert found, "the node ran no test"
