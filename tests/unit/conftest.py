@@ -35,3 +35,9 @@ def _no_host_state() -> Iterator[None]:
     _guard.running = True
     yield
     _guard.running = False
+
+
+@pytest.fixture(autouse=True)
+def _no_fake_hypervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that has it enabled changes no verdict."""
+    monkeypatch.delenv("CHV_ENABLE_FAKE", raising=False)

@@ -1,9 +1,8 @@
-"""From a task of Nomad's to a MachineSpec: paths, ports, links, names and the seed."""
+"""From a task of Nomad's to a MachineSpec: ports, links, mounts and the seed."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -11,82 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver._pb import driver_pb2 as pb
-from driver.config_network import InterfaceConfig, UserNetwork
-from driver.config_plugin import PluginConfig, decode_plugin_config
-from driver.config_task import DiskConfig, TaskConfig, decode_task_config
+from driver.config_network import InterfaceConfig
+from driver.config_task import TaskConfig, decode_task_config
 from driver.decode import Complaints
 from driver.links import derived_mac
-from driver.translate import default_hostname, lints, machine_name, machine_spec
-from vmlib.cores.topology import Core, NumaNode, Topology
+from driver.translate import lints, machine_spec
+from tests.unit.job_tasks import ALLOC, ALLOC_DIR, KERNEL, TASK_DIR, a_plugin, a_task, refused, resources, spec_of
 from vmlib.errors import SpecError
 from vmlib.spec import (
     CoresSpec,
     DirectBoot,
-    DiskFormat,
     FileRef,
     MachineSpec,
     MountSpec,
-    NfsExport,
     NicSpec,
     PortForward,
     RootDisk,
-    RootMode,
     SeedSpec,
     UserLink,
 )
 
-ALLOC = "5f0e1c2a-1111-2222-3333-444455556666"
-ALLOC_DIR = Path("/var/nomad/alloc") / ALLOC
-TASK_DIR = ALLOC_DIR / "vm"
-KERNEL = TaskConfig(kernel="local/vmlinuz")
-DEFAULTS = decode_plugin_config(b"\x80")
-
-
-def a_task(**fields: Any) -> pb.TaskConfig:
-    known: dict[str, Any] = {
-        "id": f"{ALLOC}/vm/0a1b2c3d",
-        "name": "vm",
-        "alloc_id": ALLOC,
-        "alloc_dir": str(ALLOC_DIR),
-        "job_name": "web",
-        "stdout_path": "/x/out.fifo",
-        "stderr_path": "/x/err.fifo",
-        "resources": resources(),
-    }
-    return pb.TaskConfig(**known | fields)
-
-
-def resources(*ports: pb.PortMapping, memory_mb: int = 512) -> pb.Resources:
-    memory = pb.AllocatedMemoryResources(memory_mb=memory_mb)
-    return pb.Resources(allocated_resources=pb.AllocatedTaskResources(memory=memory), ports=ports)
-
-
-def a_plugin(
-    *networks: str, default_network: str = "", image_paths: tuple[str, ...] = ("/srv/images", "/mnt/i")
-) -> PluginConfig:
-    fields = {field: getattr(DEFAULTS, field) for field in DEFAULTS.__dataclass_fields__}
-    return PluginConfig(
-        **fields
-        | {
-            "networks": {name: UserNetwork(name=name) for name in networks},
-            "default_network": default_network,
-            "image_paths": tuple(Path(path) for path in image_paths),
-        }
-    )
-
-
 A_NETWORK = 'expected "alloc" or a network of this node\'s plugin block'
 LABELS = {"namespace": "default", "job": "web", "group": "", "task": "vm", "alloc": ALLOC, "index": "0"}
-
-
-def spec_of(options: TaskConfig, plugin: PluginConfig | None = None, **fields: Any) -> MachineSpec:
-    return machine_spec(a_task(**fields), options, plugin or a_plugin(), owner="nomad")
-
-
-def refused(options: TaskConfig, plugin: PluginConfig | None = None, **fields: Any) -> str:
-    with pytest.raises(SpecError) as exc:
-        spec_of(options, plugin, **fields)
-    return str(exc.value)
+WHERE = "expected a path in local/, secrets/ or alloc/ of the task, or beneath one of image_paths"
 
 
 def test_a_kernel_alone_makes_a_machine_without_disk_seed_or_link() -> None:
@@ -199,21 +145,6 @@ def test_everything_a_job_may_say_reaches_the_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "firmware"),
-    [
-        ("", ""),
-        ("bios", "bios"),
-        ("uefi", "uefi"),
-        ("./uefi", FileRef(root=TASK_DIR, relative="uefi")),
-        ("local/x.fd", FileRef(root=TASK_DIR, relative="local/x.fd")),
-        ("/srv/images/x.fd", FileRef(root=Path("/srv/images"), relative="x.fd")),
-    ],
-)
-def test_firmware_is_a_word_or_a_path_like_any_other(words: str, firmware: str | FileRef) -> None:
-    assert spec_of(TaskConfig(image="local/i.raw", firmware=words)).firmware == firmware
-
-
-@pytest.mark.parametrize(
     ("firmware", "boots"),
     [("", "uefi"), ("uefi", "uefi"), ("local/x.fd", FileRef(root=TASK_DIR, relative="local/x.fd"))],
 )
@@ -242,136 +173,6 @@ def test_linux_boots_by_what_the_hypervisor_has() -> None:
     assert spec_of(TaskConfig(image="local/i.raw")).boot_firmware == ""
     assert spec_of(TaskConfig(image="local/i.raw", firmware="bios")).boot_firmware == ""
     assert spec_of(TaskConfig(kernel="local/vmlinuz")).boot_firmware == ""
-
-
-def test_no_tool_grows_a_qcow2_image_that_the_job_can_write_to_meanwhile() -> None:
-    def grown(image: str, image_format: DiskFormat, mode: RootMode = "direct") -> TaskConfig:
-        return TaskConfig(image=image, image_format=image_format, root_mode=mode, root_size_bytes=1 << 30)
-
-    for image in ("local/i.qcow2", "alloc/i.qcow2"):
-        assert refused(grown(image, "qcow2")).startswith(
-            "root_size = 1073741824: a qcow2 image in the task's directories"
-        )
-    for fine in (
-        grown("/srv/images/i.qcow2", "qcow2"),
-        grown("local/i.raw", "raw"),
-        grown("local/i.qcow2", "qcow2", "copy"),
-    ):
-        assert spec_of(fine).root is not None
-
-
-def test_firmware_of_elsewhere_is_refused() -> None:
-    assert refused(TaskConfig(image="local/i.raw", firmware="/usr/share/x.fd")).startswith(
-        "firmware = '/usr/share/x.fd': expected a path in local/, secrets/ or alloc/ of the task"
-    )
-
-
-# -- file servers ----------------------------------------------------------------------------------------------------
-
-VMS = NfsExport(name="vms", server="10.0.0.5", export="/srv/vms")
-
-
-def with_nfs(*exports: NfsExport) -> PluginConfig:
-    return replace(a_plugin(), nfs={export.name: export for export in exports})
-
-
-@pytest.mark.parametrize(
-    ("path", "relative"), [("nfs://vms/a.raw", "a.raw"), ("nfs://vms//deep/./a.raw", "deep/a.raw")]
-)
-def test_a_path_on_a_file_server_is_told_by_the_operators_name_for_it(path: str, relative: str) -> None:
-    options = TaskConfig(
-        image=path, firmware=path, user_data=path, disks=(DiskConfig(name="d", format="raw", source=path),)
-    )
-    spec = spec_of(options, with_nfs(VMS))
-    expected = FileRef(root=Path("/"), relative=relative, nfs=VMS)
-    assert spec.root is not None
-    assert spec.seed is not None
-    assert [spec.root.image, spec.firmware, spec.seed.user_data_file, spec.disks[0].source] == [expected] * 4
-    booted = spec_of(TaskConfig(kernel=path, initrd=path), with_nfs(VMS)).boot
-    assert booted is not None
-    assert [booted.kernel, booted.initrd] == [expected] * 2
-
-
-@pytest.mark.parametrize(
-    ("path", "plugin", "words"),
-    [
-        ("nfs://x/a.raw", with_nfs(VMS), "expected an nfs block of this node's plugin block, which are: vms"),
-        ("nfs://x/a.raw", with_nfs(), "expected an nfs block of this node's plugin block, of which there are none"),
-        ("nfs://vms/../a.raw", with_nfs(VMS), 'expected a path without ".."'),
-        ("nfs://vms/", with_nfs(VMS), "expected a file, as in nfs://NAME/path"),
-        ("nfs://vms", with_nfs(VMS), "expected a file, as in nfs://NAME/path"),
-    ],
-)
-def test_a_path_on_a_file_server_that_cannot_be_is_refused(path: str, plugin: PluginConfig, words: str) -> None:
-    assert refused(TaskConfig(kernel=path), plugin) == f"kernel = {path!r}: {words}"
-
-
-# -- paths -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("path", "root", "relative"),
-    [
-        ("local/a.raw", TASK_DIR, "local/a.raw"),
-        ("/local/a.raw", TASK_DIR, "local/a.raw"),
-        ("//local//./a.raw", TASK_DIR, "local/a.raw"),
-        ("/secrets/a.raw", TASK_DIR, "secrets/a.raw"),
-        ("images/a.raw", TASK_DIR, "images/a.raw"),
-        ("a..b/c.raw", TASK_DIR, "a..b/c.raw"),
-        ("/alloc/data/a.raw", ALLOC_DIR / "alloc", "data/a.raw"),
-        ("alloc/data/a.raw", ALLOC_DIR / "alloc", "data/a.raw"),
-        ("/srv/images/deb/a.raw", Path("/srv/images"), "deb/a.raw"),
-        ("/mnt/i/a.raw", Path("/mnt/i"), "a.raw"),
-    ],
-)
-def test_a_path_leads_to_the_tasks_directories_or_the_operators(path: str, root: Path, relative: str) -> None:
-    spec = spec_of(TaskConfig(image=path))
-    assert spec.root is not None
-    assert spec.root.image == FileRef(root=root, relative=relative)
-
-
-def test_of_nested_image_paths_the_innermost_is_the_root() -> None:
-    spec = spec_of(TaskConfig(image="/srv/images/b/a.raw"), a_plugin(image_paths=("/", "/srv/images/b", "/srv")))
-    assert spec.root is not None
-    assert spec.root.image == FileRef(root=Path("/srv/images/b"), relative="a.raw")
-
-
-WHERE = "expected a path in local/, secrets/ or alloc/ of the task, or beneath one of image_paths"
-
-
-@pytest.mark.parametrize(
-    ("path", "complaint"),
-    [
-        ("/etc/a.raw", f"image = '/etc/a.raw': {WHERE}: /srv/images, /mnt/i"),
-        ("/srv/images2/a.raw", f"image = '/srv/images2/a.raw': {WHERE}: /srv/images, /mnt/i"),
-        (f"{TASK_DIR}/local/a.raw", f"image = '{TASK_DIR}/local/a.raw': {WHERE}: /srv/images, /mnt/i"),
-        ("../a.raw", "image = '../a.raw': expected a path without \"..\""),
-        ("local/../../x", "image = 'local/../../x': expected a path without \"..\""),
-        ("/srv/images/../x", "image = '/srv/images/../x': expected a path without \"..\""),
-        ("/local/..", "image = '/local/..': expected a path without \"..\""),
-    ],
-)
-def test_any_other_path_is_refused_with_what_is_allowed(path: str, complaint: str) -> None:
-    assert refused(TaskConfig(image=path)) == complaint
-
-
-def test_a_node_without_image_paths_says_so() -> None:
-    assert refused(TaskConfig(image="/x/a.raw"), a_plugin(image_paths=())) == (
-        f"image = '/x/a.raw': {WHERE} (this node has none)"
-    )
-
-
-@given(st.text(alphabet="a./lo\\ ", min_size=1, max_size=20))
-def test_no_path_gets_out_of_its_root(path: str) -> None:
-    try:
-        spec = spec_of(TaskConfig(image=path))
-    except SpecError:
-        return
-    assert spec.root is not None
-    ref = spec.root.image
-    assert ref.root in {TASK_DIR, ALLOC_DIR / "alloc", Path("/srv/images"), Path("/mnt/i")}
-    assert not ref.relative.startswith("/")
-    assert ".." not in ref.relative.split("/")
 
 
 def test_all_complaints_come_at_once() -> None:
@@ -502,65 +303,6 @@ def test_another_start_of_the_task_is_the_same_instance_under_the_same_name() ->
     assert (first.name, first.seed, first.nics) == (second.name, second.seed, second.nics)
 
 
-# -- names -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("task", "safe"),
-    [
-        ("web", "web"),
-        ("web-1_a.b", "web-1_a.b"),
-        ("my task", "my%20task"),
-        ("a/b", "a%2Fb"),
-        ("100%", "100%25"),
-        ("a~b", "a%7Eb"),
-        (".", "%2E"),
-        ("..", "%2E%2E"),
-        ("a..b", "a%2E%2Eb"),
-        (".hidden", "%2Ehidden"),
-        ("ä", "%C3%A4"),
-        ("a\nb", "a%0Ab"),
-        (129 * "x", 111 * "x" + "~0ec9eb33e74510bc"),
-    ],
-)
-def test_a_machines_name_is_the_alloc_and_the_escaped_task(task: str, safe: str) -> None:
-    assert machine_name(ALLOC, task) == f"{ALLOC}/{safe}"
-
-
-def test_an_alloc_id_is_escaped_too() -> None:
-    assert machine_name("..", "x") == "%2E%2E/x"
-
-
-@given(st.text(min_size=1), st.text(min_size=1))
-def test_names_are_safe_as_directories_and_differ_when_tasks_do(one: str, other: str) -> None:
-    for task in (one, other):
-        alloc, _, name = machine_name("a", task).partition("/")
-        assert alloc == "a"
-        assert re.fullmatch(r"[A-Za-z0-9_%~.-]{1,128}", name)
-        assert ".." not in name
-        assert not name.startswith(".")
-    assert (machine_name("a", one) == machine_name("a", other)) == (one == other)
-
-
-@given(st.text(), st.text())
-def test_a_default_hostname_is_always_one_label(job: str, task: str) -> None:
-    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", default_hostname(job, task))
-
-
-@pytest.mark.parametrize(
-    ("job", "task", "name"),
-    [
-        ("web", "vm", "web-vm"),
-        ("Batch/dispatch-17", "vm_1", "batch-dispatch-17-vm-1"),
-        ("", "", "machine"),
-        ("ä", "ö", "machine"),
-        (70 * "j", "t", 63 * "j"),
-    ],
-)
-def test_a_default_hostname_tells_job_and_task(job: str, task: str, name: str) -> None:
-    assert default_hostname(job, task) == name
-
-
 # -- lints -----------------------------------------------------------------------------------------------------------
 
 
@@ -586,95 +328,6 @@ def test_complaints_of_the_config_and_of_the_task_come_in_one_list() -> None:
     lines = str(caught.value).splitlines()
     for key in ("kernel", "vcpus", "hostname", "on_panic", "memory"):
         assert sum(line.startswith(key) for line in lines) == 1, lines
-
-
-# -- cores -----------------------------------------------------------------------------------------------------------
-
-# Core n is CPU n and n + 4.
-SMT = Topology(
-    cores=tuple(Core(id=n, cpus=(n, n + 4), node=n // 2) for n in range(4)),
-    nodes=(NumaNode(id=0, cpus=frozenset({0, 1, 4, 5})), NumaNode(id=1, cpus=frozenset({2, 3, 6, 7}))),
-    online=frozenset(range(8)),
-    present=frozenset(range(8)),
-)
-TWO_TOKENS = {"CHV_CORES_NUMA1_0": "core-2,core-3"}
-
-
-def cores_task(cpuset: str = "", mhz: int = 0, memory_max_mb: int = 0, device_env: Any = None) -> pb.TaskConfig:
-    memory = pb.AllocatedMemoryResources(memory_mb=512, memory_max_mb=memory_max_mb)
-    linux = pb.LinuxResources(cpuset_cpus=cpuset, cpu_shares=mhz)
-    asked = pb.Resources(allocated_resources=pb.AllocatedTaskResources(memory=memory), linux_resources=linux)
-    return a_task(resources=asked, device_env=device_env or {})
-
-
-def cores_of(task: pb.TaskConfig, smt: Any = "core", **options: Any) -> MachineSpec:
-    config = TaskConfig(kernel="local/k", **options)
-    return machine_spec(task, config, a_plugin(), owner="nomad", topology=SMT, smt=smt)
-
-
-@pytest.mark.parametrize(
-    ("cpuset", "options", "vcpus"),
-    [
-        ("", {}, 1),
-        ("", {"threads": "expose"}, 2),
-        ("1,5", {}, 1),
-        ("1,2,5", {}, 2),
-        ("1,2", {}, 2),
-        ("0,1,4,5", {"threads": "expose"}, 4),
-        ("0,1,4,5", {"emulator": "isolate"}, 1),
-        ("0,1,4,5", {"vcpus": 1}, 1),
-    ],
-)
-def test_vcpus_follow_from_the_cores(cpuset: str, options: dict[str, Any], vcpus: int) -> None:
-    assert cores_of(cores_task(cpuset), **options).vcpus == vcpus
-
-
-def test_tokens_are_counted_by_node_and_set_the_vcpus() -> None:
-    spec = cores_of(cores_task(device_env=TWO_TOKENS))
-    assert (spec.cores.tokens, spec.vcpus) == ({1: 2}, 2)
-
-
-def test_memory_max_and_weight_reach_the_machine() -> None:
-    spec = cores_of(cores_task(mhz=700, memory_max_mb=900), hugepages=True)
-    assert (spec.cores.cpu_shares, spec.memory_max_mib, spec.hugepages) == (700, 900, True)
-    assert cores_of(cores_task(memory_max_mb=-1)).memory_max_mib > 1 << 40
-
-
-@pytest.mark.parametrize(
-    ("task", "options", "said"),
-    [
-        (cores_task("1,2"), {"vcpus": 4}, "vcpus = 4: expected at most 2, which is what cores = 2 gives"),
-        (cores_task("1,2"), {"placement": "shared"}, "placement = 'shared': contradicts cores = 2 in resources"),
-        (
-            cores_task("1,2"),
-            {"threads": "expose"},
-            "threads = 'expose': expected whole cores, but of cores = 2 CPU",
-        ),
-        (cores_task("1,2"), {"numa": "strict"}, "numa = 'strict': expected one NUMA node"),
-        (cores_task("1,5"), {"emulator": "isolate"}, "emulator = 'isolate': expected one core more"),
-        (cores_task("1", device_env=TWO_TOKENS), {}, "device: chv/core together with cores = 1"),
-        (cores_task(device_env=TWO_TOKENS), {"vcpus": 1}, "vcpus = 1: expected 2, which is what device"),
-        (cores_task(), {"threads": "expose", "vcpus": 3}, "vcpus = 3: expected an even number"),
-        (cores_task(), {"threads": "expose", "smt": "thread"}, "threads = 'expose': works where cores.smt"),
-        (cores_task(), {"placement": "shared", "numa": "strict"}, "numa = 'strict': works with placement"),
-    ],
-)
-def test_contradictions_are_named_with_both_sides(task: pb.TaskConfig, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(SpecError) as refused:
-        cores_of(task, **options)
-    assert str(refused.value).startswith(said)
-
-
-def test_too_few_mhz_are_linted_at_level_driver_only() -> None:
-    options = TaskConfig(kernel="local/k", vcpus=2)
-    assert lints(cores_task(mhz=500), options, (), level="driver", mhz_floor=2600) == [
-        (
-            "cpu = 500: expected at least 2 × 2600 = 5200 MHz for 2 whole cores, Nomad may place more here than there"
-            " are cores"
-        )
-    ]
-    assert lints(cores_task(mhz=5200), options, (), level="driver", mhz_floor=2600) == []
-    assert lints(cores_task(mhz=500), options, (), level="node", mhz_floor=2600) == []
 
 
 def test_a_device_that_the_operator_gives_to_nobody_is_refused_with_both_lists() -> None:
