@@ -18,6 +18,11 @@ class Rung:
     def forced(self) -> bool:
         return self.step != "power button"
 
+    @property
+    def asks(self) -> bool:
+        """True for a step that the VMM has to answer, which it may never do."""
+        return self.step in ("power button", "quit")
+
 
 # A guest that is still booting misses the button; one that shuts down already does not mind another press.
 _PRESS_AGAIN_S = 5.0

@@ -133,8 +133,7 @@ class Node:
 
     def vmms(self) -> list[Identity]:
         """Those that live, but the neighbour's."""
-        found = (process.load_identity(RunPaths(path).vmm) for path in self.place.layout.runs.iterdir())
-        return [who for who in found if who is not None and process.alive(who) and str(who.pid) != self.neighbour_vmm]
+        return [who for who in vmms(self.place) if str(who.pid) != self.neighbour_vmm]
 
 
 @pytest.fixture(scope="module")
@@ -416,3 +415,74 @@ async def test_a_hung_vmm_is_destroyed(chv_limited: Path, place: ChPlace) -> Non
         await until_hung(task)
         await plugin.client.destroy_task(task.id)
         await asyncio.gather(pressing, return_exceptions=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# more of them at once than any kind of work has turns
+
+
+MANY_STOPS = 20
+MANY_STARTS = 9
+MANY_STOP_S = 20.0
+
+
+async def test_many_hung_vmms_that_are_stopped_do_not_delay_another_tasks_stop(
+    chv_limited: Path, place: ChPlace
+) -> None:
+    tasks = [ChTask(place, words=HUNG) for _ in range(MANY_STOPS)]
+    async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
+        await start_all(plugin, tasks)
+
+        async def stop(task: ChTask) -> float:
+            begin = time.monotonic()
+            await plugin.client.stop_task(task.id, timeout_s=MANY_STOP_S)
+            return time.monotonic() - begin
+
+        healthy = ChTask(place)
+        healthy.make()
+        with healthy.reading("stdout") as out:
+            await plugin.client.start_task(healthy.config())
+            await until_says(out, READY)
+            stops = [asyncio.create_task(stop(task)) for task in tasks]
+            await asyncio.gather(*map(until_hung, tasks))
+            await look(plugin, healthy)
+            await plugin.client.stop_task(healthy.id, timeout_s=PATIENCE_S)
+            assert not any(one.done() for one in stops)
+        assert (await plugin.client.wait_task(healthy.id)).result.exit_code == 0
+        assert max(await asyncio.gather(*stops)) < MANY_STOP_S + 5.0 + SLACK_S
+        ends = await asyncio.gather(*(plugin.client.wait_task(task.id) for task in tasks))
+        assert {one.result.exit_code for one in ends} == {137}
+        await asyncio.gather(*(plugin.client.destroy_task(task.id) for task in [healthy, *tasks]))
+
+
+async def test_many_starts_that_hang_keep_no_other_task_from_its_life(chv_limited: Path, place: ChPlace) -> None:
+    tasks = [ChTask(place, words="chfake.hang=vm.boot") for _ in range(MANY_STARTS)]
+    async with ch_plugin_at(chv_limited, place, boot=PATIENCE_S) as plugin:
+        for task in tasks:
+            task.make()
+        starts = [asyncio.create_task(plugin.client.start_task(task.config())) for task in tasks]
+        await until(lambda: len(vmms(place)) == MANY_STARTS, "the VMMs")
+        await live_a_life(plugin, place)
+        assert not any(one.done() for one in starts)
+        for who in vmms(place):
+            process.send_signal(who, signal.SIGKILL)
+        failures = await asyncio.gather(*starts, return_exceptions=True)
+        assert {str(one).partition(" desc = ")[2] for one in failures} == {"the VMM was killed by SIGKILL"}
+        assert list(place.layout.runs.iterdir()) == []
+
+
+async def start_all(plugin: Plugin, tasks: list[ChTask]) -> None:
+    turns = asyncio.Semaphore(3)
+
+    async def start(task: ChTask) -> None:
+        task.make()
+        async with turns:
+            await plugin.client.start_task(task.config())
+
+    await asyncio.gather(*map(start, tasks))
+
+
+def vmms(place: ChPlace) -> list[Identity]:
+    runs = place.layout.runs.iterdir() if place.layout.runs.exists() else ()
+    found = (process.load_identity(RunPaths(path).vmm) for path in runs)
+    return [who for who in found if who is not None and process.alive(who)]
