@@ -4,10 +4,8 @@ test_ch_misbehaviour.py has the same words beneath the plugin.
 """
 
 import asyncio
-import os
 import re
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -22,24 +20,24 @@ from driver._pb import driver_pb2 as pb
 from driver.devhost.client import RpcError
 from tests import leftovers
 from tests.fakes import limited_plugin
+from tests.fakes.ch.behaviour import WORDS
 from tests.fakes.ch.install import tell
-from tests.fakes.ch_tasks import ChPlace, ChTask, ch_plugin_at
+from tests.fakes.ch_tasks import PATIENCE_S, ChPlace, ChTask, ch_plugin_at, until_says, vmms
 from tests.fakes.plugin_client import Plugin
+from tests.integration.networks import network
 from tests.integration.nodes import until
-from vmlib import process
-from vmlib.hypervisor.ch_api import ApiTimeoutError, ChApi
-from vmlib.paths import RunPaths
 from vmlib.process import Identity
 
 T = TypeVar("T")
 
 LIMIT_S = 3.0  # of a call that makes the machine; a user's are longer
 REBOOT_S = 2.0
-CALL_S = 5.0  # of any other call, as users have it
 SLACK_S = 15.0  # of a busy host, besides
-PATIENCE_S = 120.0
 READY = "chv test guest: ready"
 
+ALSO_TESTED = {
+    "vsock-listen",  # does what it should: test_fake_ch
+}
 REFUSED = "Error from API: The VM could not"
 NO_CONSOLE = "Error creating console devices: Error creating console device"
 BEFORE_ITS_END = "the VMM ended with status 0 before its guest had come to an end"
@@ -86,6 +84,13 @@ RUNS = {
     "chfake.slow=vm.boot:1 poweroff": (0, 0, ""),
     "chfake.stderr=vm.boot:3000000 exit=4": (4, 0, ""),
 }
+# What is tested of a start with an interface.
+NICS = {
+    "hang=vm.add-net": "vm.add-net: no answer from the VMM within 3 s",
+    "fail=vm.add-net": "vm.add-net: Error from API: The network device could not be added to the VM: chfake: told so",
+    "garbage=vm.add-net": f"vm.add-net: {NO_HTTP}",
+    "exit=vm.add-net": BEFORE_ITS_END,
+}
 # The last event of those that have one beside the start's.
 TOLD = {"panic": "panic: Kernel panic - not syncing: sysrq triggered crash"}
 
@@ -97,6 +102,7 @@ QUIT, TERM, KILL = (
 )
 STOPS = {
     "chfake.ignore-button": (137, QUIT, [QUIT]),
+    "chfake.dead-boot": (137, QUIT, [QUIT]),
     "chfake.ignore-button chfake.ending=vmm.shutdown": (137, QUIT, [QUIT]),
     "chfake.ignore-button chfake.fail=vmm.shutdown": (137, TERM, [QUIT, TERM]),
     "chfake.ignore-button chfake.hang=vmm.shutdown": (137, KILL, [QUIT, TERM, KILL]),
@@ -104,6 +110,15 @@ STOPS = {
     "chfake.garbage=vm.power-button": (0, "", []),
     "chfake.fail=vm.power-button": (137, QUIT, [QUIT]),
 }
+
+
+def test_each_word_that_the_fake_knows_has_a_test() -> None:
+    said = " ".join([*(f"chfake.{word}" for word in [*STARTS, *NICS]), *RUNS, *STOPS])
+    assert set(re.findall(r"chfake\.([a-z-]+)", said)) | ALSO_TESTED == WORDS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one plugin for most of them
 
 
 @dataclass(slots=True)
@@ -244,6 +259,30 @@ def run_name(node: Node, task: ChTask) -> str:
     return node.place.layout.run(task.id).root.name
 
 
+def test_start_task_gives_back_the_link_of_an_interface_that_the_vmm_does_not_take(
+    chv_limited: Path, short_dir: Path
+) -> None:
+    place = ChPlace(base=short_dir, networks={"lan": {"mode": "macvtap", "parent": "up0"}})
+    place.make()
+
+    async def lives() -> None:
+        async with ch_plugin_at(chv_limited, place, add=LIMIT_S) as plugin:
+            for word, text in NICS.items():
+                task = ChTask(place, options={"network_interface": [{"network": "lan"}]})
+                task.make()
+                tell(place.binary, guest="light", misbehave=[word])
+                with pytest.raises(RpcError) as failed:
+                    await plugin.client.start_task(task.config())
+                assert failed.value.details == text
+                assert vmms(place) == []
+                assert list(place.layout.runs.iterdir()) == []
+                assert net.host.ours() == []
+                await plugin.client.destroy_task(task.id)
+
+    with network() as net:
+        net.host.do(lambda: asyncio.run(lives()))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # WaitTask
 
@@ -293,196 +332,10 @@ def test_stop_task_ends_each_within_its_time_and_five_seconds(node: Node) -> Non
                 task.make()
                 out = reading.enter_context(task.reading("stdout"))
                 await client.start_task(task.config())
-                await until_says(out, READY)
+                if "dead-boot" not in task.words:
+                    await until_says(out, READY)
             ends = await asyncio.gather(*map(stop, tasks.values()))
             assert dict(zip(tasks, ends, strict=True)) == STOPS
         await asyncio.gather(*(client.destroy_task(task.id) for task in tasks.values()))
 
     node.do(lives())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# an API that hangs, in a plugin that would wait a minute for each call
-
-
-HUNG = "chfake.hang=vm.power-button"
-LONG_S = 60.0
-
-
-def api_of(task: ChTask) -> ChApi:
-    return ChApi(task.place.layout.run(task.id).root / "api")
-
-
-async def until_hung(task: ChTask) -> None:
-    while True:
-        try:
-            await asyncio.to_thread(api_of(task).get, "vm.info", timeout_s=1.0)
-        except ApiTimeoutError:
-            return
-        await asyncio.sleep(0.05)
-
-
-async def until_says(fd: int, text: str) -> None:
-    """Reads a log's other end until the guest has said so."""
-    seen = ""
-    async with asyncio.timeout(PATIENCE_S):
-        while text not in seen:
-            try:
-                seen += os.read(fd, 1 << 16).decode(errors="replace")
-            except BlockingIOError:
-                await asyncio.sleep(0.02)
-
-
-async def look(plugin: Plugin, task: ChTask) -> None:
-    """InspectTask and TaskStats, whatever the VMM says to it."""
-    found = await plugin.client.inspect_task(task.id)
-    assert found.task.state == pb.RUNNING
-    async with aclosing(plugin.client.task_stats(task.id)) as samples:
-        assert (await anext(samples)).agg_resource_usage.memory.rss > 1 << 20
-
-
-async def live_a_life(plugin: Plugin, place: ChPlace) -> None:
-    """A healthy task, from its start to its end by the power button."""
-    task = ChTask(place)
-    task.make()
-    with task.reading("stdout") as out:
-        await plugin.client.start_task(task.config())
-        await until_says(out, READY)
-        await look(plugin, task)
-        await plugin.client.stop_task(task.id, timeout_s=PATIENCE_S)
-        answer = await plugin.client.wait_task(task.id)
-    assert (answer.result.exit_code, answer.err) == (0, "")
-    await plugin.client.destroy_task(task.id)
-
-
-@pytest.fixture
-def place(short_dir: Path) -> Iterator[ChPlace]:
-    place = ChPlace(base=short_dir)
-    place.make()
-    yield place
-    place.end_machines()
-
-
-async def test_a_hung_api_hangs_neither_looks_nor_recover_nor_stop_nor_another_task(
-    chv_limited: Path, place: ChPlace
-) -> None:
-    task = ChTask(place, words=HUNG)
-    task.make()
-    async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
-        handle = (await plugin.client.start_task(task.config())).handle
-        pressing = asyncio.create_task(plugin.client.signal_task(task.id, "SIGTERM"))
-        await until_hung(task)
-        await look(plugin, task)
-        await live_a_life(plugin, place)
-        assert not pressing.done()
-        await plugin.kill()
-        await asyncio.gather(pressing, return_exceptions=True)
-    async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
-        begin = time.monotonic()
-        await plugin.client.recover_task(handle)
-        assert time.monotonic() - begin < 1.0
-        await look(plugin, task)
-        await live_a_life(plugin, place)
-        begin = time.monotonic()
-        await plugin.client.stop_task(task.id, timeout_s=STOP_S)
-        assert time.monotonic() - begin < STOP_S + 5.0 + SLACK_S / 3
-        answer = await plugin.client.wait_task(task.id)
-        assert (answer.result.exit_code, answer.err) == (137, KILL)
-        await plugin.client.destroy_task(task.id)
-
-
-async def test_a_hung_vmm_is_killed_by_sigkill_at_once(chv_limited: Path, place: ChPlace) -> None:
-    task = ChTask(place, words=HUNG)
-    task.make()
-    async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
-        await plugin.client.start_task(task.config())
-        pressing = asyncio.create_task(plugin.client.signal_task(task.id, "SIGTERM"))
-        await until_hung(task)
-        await plugin.client.signal_task(task.id, "SIGKILL")
-        answer = await plugin.client.wait_task(task.id)
-        assert (answer.result.exit_code, answer.result.signal) == (137, signal.SIGKILL)
-        with pytest.raises(RpcError, match=re.escape("vm.power-button")):
-            await pressing
-        await plugin.client.destroy_task(task.id)
-
-
-async def test_a_hung_vmm_is_destroyed(chv_limited: Path, place: ChPlace) -> None:
-    task = ChTask(place, words=HUNG)
-    task.make()
-    async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
-        await plugin.client.start_task(task.config())
-        pressing = asyncio.create_task(plugin.client.signal_task(task.id, "SIGTERM"))
-        await until_hung(task)
-        await plugin.client.destroy_task(task.id)
-        await asyncio.gather(pressing, return_exceptions=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# more of them at once than any kind of work has turns
-
-
-MANY_STOPS = 20
-MANY_STARTS = 9
-MANY_STOP_S = 20.0
-
-
-async def test_many_hung_vmms_that_are_stopped_do_not_delay_another_tasks_stop(
-    chv_limited: Path, place: ChPlace
-) -> None:
-    tasks = [ChTask(place, words=HUNG) for _ in range(MANY_STOPS)]
-    async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
-        await start_all(plugin, tasks)
-
-        async def stop(task: ChTask) -> float:
-            begin = time.monotonic()
-            await plugin.client.stop_task(task.id, timeout_s=MANY_STOP_S)
-            return time.monotonic() - begin
-
-        healthy = ChTask(place)
-        healthy.make()
-        with healthy.reading("stdout") as out:
-            await plugin.client.start_task(healthy.config())
-            await until_says(out, READY)
-            stops = [asyncio.create_task(stop(task)) for task in tasks]
-            await asyncio.gather(*map(until_hung, tasks))
-            await look(plugin, healthy)
-            await plugin.client.stop_task(healthy.id, timeout_s=PATIENCE_S)
-            assert not any(one.done() for one in stops)
-        assert (await plugin.client.wait_task(healthy.id)).result.exit_code == 0
-        assert max(await asyncio.gather(*stops)) < MANY_STOP_S + 5.0 + SLACK_S
-        ends = await asyncio.gather(*(plugin.client.wait_task(task.id) for task in tasks))
-        assert {one.result.exit_code for one in ends} == {137}
-        await asyncio.gather(*(plugin.client.destroy_task(task.id) for task in [healthy, *tasks]))
-
-
-async def test_many_starts_that_hang_keep_no_other_task_from_its_life(chv_limited: Path, place: ChPlace) -> None:
-    tasks = [ChTask(place, words="chfake.hang=vm.boot") for _ in range(MANY_STARTS)]
-    async with ch_plugin_at(chv_limited, place, boot=PATIENCE_S) as plugin:
-        for task in tasks:
-            task.make()
-        starts = [asyncio.create_task(plugin.client.start_task(task.config())) for task in tasks]
-        await until(lambda: len(vmms(place)) == MANY_STARTS, "the VMMs")
-        await live_a_life(plugin, place)
-        assert not any(one.done() for one in starts)
-        for who in vmms(place):
-            process.send_signal(who, signal.SIGKILL)
-        failures = await asyncio.gather(*starts, return_exceptions=True)
-        assert {str(one).partition(" desc = ")[2] for one in failures} == {"the VMM was killed by SIGKILL"}
-        assert list(place.layout.runs.iterdir()) == []
-
-
-async def start_all(plugin: Plugin, tasks: list[ChTask]) -> None:
-    turns = asyncio.Semaphore(3)
-
-    async def start(task: ChTask) -> None:
-        task.make()
-        async with turns:
-            await plugin.client.start_task(task.config())
-
-    await asyncio.gather(*map(start, tasks))
-
-
-def vmms(place: ChPlace) -> list[Identity]:
-    runs = place.layout.runs.iterdir() if place.layout.runs.exists() else ()
-    found = (process.load_identity(RunPaths(path).vmm) for path in runs)
-    return [who for who in found if who is not None and process.alive(who)]
