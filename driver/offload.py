@@ -34,7 +34,7 @@ class Width:
 _WIDTHS: dict[LaneName, Width] = {
     "image": Width(turns=8),  # minutes each, when they have to be unpacked
     "start": Width(turns=8, patience_s=5.0, threads=128),  # a VMM that hangs at its boot costs a minute
-    "remote": Width(turns=8),  # starts of machines with files on a server, which may be silent
+    "remote": Width(turns=8, patience_s=5.0, threads=128),  # starts with files on a server, which may be silent
     "recover": Width(turns=4),
     "keep": Width(turns=8, patience_s=1.0, threads=256),  # keepers that hang, or a machine that is being taken back
     "ask": Width(turns=16, patience_s=0.25, threads=512),  # a running VMM, which may hang

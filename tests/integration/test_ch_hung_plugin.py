@@ -43,7 +43,8 @@ async def until_hung(task: ChTask) -> None:
         except ApiTimeoutError:
             return
         except ApiError as exc:
-            assert exc.status, exc  # it has no machine yet
+            if not exc.status:  # else it has no machine yet
+                raise
         await asyncio.sleep(0.05)
 
 
@@ -160,7 +161,7 @@ async def test_a_hung_vmm_is_destroyed(chv_limited: Path, place: ChPlace) -> Non
 
 MANY_STOPS = 20
 MANY_STARTS = 9
-MANY_STOP_S = 20.0
+MANY_STOP_S = 15.0
 
 
 async def test_many_hung_vmms_that_are_stopped_do_not_delay_another_tasks_stop(
