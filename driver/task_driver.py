@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -25,7 +25,7 @@ from driver.handle import Handle
 from driver.link_watch import LinkWatch
 from driver.namespaces import processes_in
 from driver.node import Node
-from driver.offload import Lane, Offload
+from driver.offload import LaneName, Offload
 from driver.schema import task_spec
 from driver.signals import signal_action, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
@@ -277,15 +277,17 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         if at_once:
             timeout_s = 0.0
         await self.offload("stop", task.machine.announce_stop, timeout_s)
-        steps = []
+        steps: list[asyncio.Task[None]] = []
         for rung in ladder(timeout_s):
             if task.ended.done() or not task.machine.running():
                 break
             if at_once and not rung.forced:
                 continue
-            # A VMM or a keeper that does not answer gets no more time than one that does.
-            lane: Lane = "vmm" if rung.asks else "stop"
-            steps.append(asyncio.create_task(self.offload(lane, task.machine.climb, rung, timeout_s)))
+            # Nothing is gained by a second press while the first one has no answer, and each would hold a thread.
+            if rung.forced or all(step.done() for step in steps):
+                # A VMM or a keeper that does not answer gets no more time than one that does.
+                lane: LaneName = "ask" if rung.asks else "stop"
+                steps.append(asyncio.create_task(self.offload(lane, task.machine.climb, rung, timeout_s)))
             await asyncio.wait((task.ended,), timeout=rung.wait_s)
         if not task.ended.done():
             await asyncio.gather(*steps)
@@ -363,14 +365,15 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
 
     @rpc
     async def SignalTask(self, request: pb.SignalTaskRequest, context: Context) -> pb.SignalTaskResponse:
-        machine = self._known(request.task_id).machine
+        task = self._known(request.task_id)
+        machine = task.machine
         match signal_action(request.signal):
             case "power button":
-                await self.offload("vmm", machine.press_power_button)
+                await self._ask(task, machine.press_power_button)
             case "pause":
-                await self.offload("vmm", machine.pause)
+                await self._ask(task, machine.pause)
             case "resume":
-                await self.offload("vmm", machine.resume)
+                await self._ask(task, machine.resume)
             case "kill":
                 await self.offload("stop", machine.kill)
             case "agent":
@@ -380,6 +383,11 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             case None:
                 raise SpecError(f"signal {request.signal}: means nothing to a machine, expected one of {understood()}")
         return pb.SignalTaskResponse()
+
+    async def _ask(self, task: Task, question: Callable[[], None]) -> None:
+        """One after the other: a VMM that hangs holds one thread, however often it is signalled."""
+        async with task.asking:
+            await self.offload("ask", question)
 
     @rpc
     async def ExecTask(self, request: pb.ExecTaskRequest, context: Context) -> pb.ExecTaskResponse:
