@@ -25,7 +25,6 @@ LONG_S = 60.0  # of a call to a VMM
 STOP_S = 2.0
 SLACK_S = 15.0  # of a busy host
 KILLED = "forced off: the guest did not power off within 2 s, SIGKILL to the VMM"
-
 KILLED_BY_KEEPER = "forced off: the guest did not power off in its time, its keeper ended the VMM"
 
 
