@@ -34,7 +34,7 @@ from driver.store import Store, Task
 from driver.watch import CoresWatch
 from vmlib.cores.service import Notice
 from vmlib.disk.nfs import exports_of
-from vmlib.errors import HostError, SpecError, VmError
+from vmlib.errors import HostError, HypervisorError, SpecError, VmError
 from vmlib.ladder import ladder
 from vmlib.process import load_identity
 from vmlib.resolvers import host_name_servers
@@ -43,6 +43,7 @@ from vmlib.running import Machine
 log = logging.getLogger(__name__)
 
 _REPROBE_S = 30.0
+_EARLIER_SIGNAL_S = 5.0  # for the VMM to answer it
 _LAST_WORDS_S = 2.0  # for a keeper to tell the end of a VMM that is gone
 _TASK_ID = re.compile(r"(?P<alloc>[^/]+)/(?P<task>.+)/(?P<start>[0-9a-f]{8})", re.DOTALL)
 # Nomad passes it on in a websocket's close frame, which holds 123 bytes: a longer text arrives as `unexpected EOF`.
@@ -386,8 +387,15 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
 
     async def _ask(self, task: Task, question: Callable[[], None]) -> None:
         """One after the other: a VMM that hangs holds one thread, however often it is signalled."""
-        async with task.asking:
+        try:
+            async with asyncio.timeout(_EARLIER_SIGNAL_S):
+                await task.asking.acquire()
+        except TimeoutError:
+            raise HypervisorError("the VMM has not answered an earlier signal yet") from None
+        try:
             await self.offload("ask", question)
+        finally:
+            task.asking.release()
 
     @rpc
     async def ExecTask(self, request: pb.ExecTaskRequest, context: Context) -> pb.ExecTaskResponse:

@@ -25,6 +25,7 @@ LONG_S = 60.0  # of a call to a VMM
 STOP_S = 2.0
 SLACK_S = 15.0  # of a busy host
 KILLED = "forced off: the guest did not power off within 2 s, SIGKILL to the VMM"
+KILLED_BY_KEEPER = "forced off: the guest did not power off in its time, its keeper ended the VMM"
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,23 @@ async def test_a_hung_api_hangs_neither_looks_nor_recover_nor_stop_nor_another_t
         await plugin.client.destroy_task(task.id)
 
 
+async def test_a_stop_of_a_hung_vmm_comes_to_its_end_without_the_plugin(chv_limited: Path, place: ChPlace) -> None:
+    task = ChTask(place, words=HUNG)
+    task.make()
+    async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
+        handle = (await plugin.client.start_task(task.config())).handle
+        stopping = asyncio.create_task(plugin.client.stop_task(task.id, timeout_s=STOP_S))
+        await until_hung(task)
+        await plugin.kill()
+        await asyncio.gather(stopping, return_exceptions=True)
+    await until(lambda: not vmms(place), "the end of the VMM")
+    async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
+        await plugin.client.recover_task(handle)
+        answer = await plugin.client.wait_task(task.id)
+        assert (answer.result.exit_code, answer.err) == (137, KILLED_BY_KEEPER)
+        await plugin.client.destroy_task(task.id)
+
+
 async def test_a_plugin_that_is_killed_while_a_vmm_hangs_at_its_boot_leaves_nothing_in_the_way(
     chv_limited: Path, place: ChPlace
 ) -> None:
@@ -136,6 +154,8 @@ async def test_a_hung_vmm_is_killed_by_sigkill_at_once(chv_limited: Path, place:
         await plugin.client.start_task(task.config())
         pressing = asyncio.create_task(plugin.client.signal_task(task.id, "SIGTERM"))
         await until_hung(task)
+        with pytest.raises(RpcError, match="the VMM has not answered an earlier signal yet"):
+            await plugin.client.signal_task(task.id, "SIGSTOP")
         await plugin.client.signal_task(task.id, "SIGKILL")
         answer = await plugin.client.wait_task(task.id)
         assert (answer.result.exit_code, answer.result.signal) == (137, signal.SIGKILL)
