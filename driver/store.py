@@ -34,6 +34,7 @@ class Task:
     network: pb.NetworkOverride | None = None  # what StartTask answers of the guest's address
     watches: tuple[asyncio.Task[None], ...] = ()
     stopping: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)  # its VMM something for SignalTask
     forgotten: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

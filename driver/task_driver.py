@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -25,7 +25,7 @@ from driver.handle import Handle
 from driver.link_watch import LinkWatch
 from driver.namespaces import processes_in
 from driver.node import Node
-from driver.offload import Lane, Offload
+from driver.offload import LaneName, Offload
 from driver.schema import task_spec
 from driver.signals import signal_action, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
@@ -34,7 +34,7 @@ from driver.store import Store, Task
 from driver.watch import CoresWatch
 from vmlib.cores.service import Notice
 from vmlib.disk.nfs import exports_of
-from vmlib.errors import HostError, SpecError, VmError
+from vmlib.errors import HostError, HypervisorError, SpecError, VmError
 from vmlib.ladder import ladder
 from vmlib.process import load_identity
 from vmlib.resolvers import host_name_servers
@@ -43,6 +43,7 @@ from vmlib.running import Machine
 log = logging.getLogger(__name__)
 
 _REPROBE_S = 30.0
+_EARLIER_SIGNAL_S = 5.0  # for the VMM to answer it
 _LAST_WORDS_S = 2.0  # for a keeper to tell the end of a VMM that is gone
 _TASK_ID = re.compile(r"(?P<alloc>[^/]+)/(?P<task>.+)/(?P<start>[0-9a-f]{8})", re.DOTALL)
 # Nomad passes it on in a websocket's close frame, which holds 123 bytes: a longer text arrives as `unexpected EOF`.
@@ -277,15 +278,17 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         if at_once:
             timeout_s = 0.0
         await self.offload("stop", task.machine.announce_stop, timeout_s)
-        steps = []
+        steps: list[asyncio.Task[None]] = []
         for rung in ladder(timeout_s):
             if task.ended.done() or not task.machine.running():
                 break
             if at_once and not rung.forced:
                 continue
-            # A VMM or a keeper that does not answer gets no more time than one that does.
-            lane: Lane = "vmm" if rung.asks else "stop"
-            steps.append(asyncio.create_task(self.offload(lane, task.machine.climb, rung, timeout_s)))
+            # Nothing is gained by a second press while the first one has no answer, and each would hold a thread.
+            if rung.forced or all(step.done() for step in steps):
+                # A VMM or a keeper that does not answer gets no more time than one that does.
+                lane: LaneName = "ask" if rung.asks else "stop"
+                steps.append(asyncio.create_task(self.offload(lane, task.machine.climb, rung, timeout_s)))
             await asyncio.wait((task.ended,), timeout=rung.wait_s)
         if not task.ended.done():
             await asyncio.gather(*steps)
@@ -363,14 +366,15 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
 
     @rpc
     async def SignalTask(self, request: pb.SignalTaskRequest, context: Context) -> pb.SignalTaskResponse:
-        machine = self._known(request.task_id).machine
+        task = self._known(request.task_id)
+        machine = task.machine
         match signal_action(request.signal):
             case "power button":
-                await self.offload("vmm", machine.press_power_button)
+                await self._ask(task, machine.press_power_button)
             case "pause":
-                await self.offload("vmm", machine.pause)
+                await self._ask(task, machine.pause)
             case "resume":
-                await self.offload("vmm", machine.resume)
+                await self._ask(task, machine.resume)
             case "kill":
                 await self.offload("stop", machine.kill)
             case "agent":
@@ -380,6 +384,18 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             case None:
                 raise SpecError(f"signal {request.signal}: means nothing to a machine, expected one of {understood()}")
         return pb.SignalTaskResponse()
+
+    async def _ask(self, task: Task, question: Callable[[], None]) -> None:
+        """One after the other: a VMM that hangs holds one thread, however often it is signalled."""
+        try:
+            async with asyncio.timeout(_EARLIER_SIGNAL_S):
+                await task.asking.acquire()
+        except TimeoutError:
+            raise HypervisorError("the VMM has not answered an earlier signal yet") from None
+        try:
+            await self.offload("ask", question)
+        finally:
+            task.asking.release()
 
     @rpc
     async def ExecTask(self, request: pb.ExecTaskRequest, context: Context) -> pb.ExecTaskResponse:

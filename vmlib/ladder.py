@@ -20,7 +20,7 @@ class Rung:
 
     @property
     def asks(self) -> bool:
-        """Whether the VMM has to answer, which one that hangs does not."""
+        """True for a step that the VMM has to answer, which it may never do."""
         return self.step in ("power button", "quit")
 
 

@@ -34,7 +34,6 @@ class Place:
     """The directories of one node. `base` must be short: sockets lie below it."""
 
     base: Path
-    block: dict[str, object] = field(default_factory=dict)  # more of the plugin block
 
     @property
     def layout(self) -> Layout:
@@ -60,7 +59,6 @@ class Place:
                 "data_dir": str(self.layout.data_dir),
                 "run_dir": str(self.layout.run_dir),
                 "image_paths": [str(self.images)],
-                **self.block,
             }
         )
 
@@ -73,9 +71,9 @@ class Place:
 
 
 @contextlib.contextmanager
-def place_at(base: Path, block: dict[str, object] | None = None) -> Iterator[Place]:
+def place_at(base: Path) -> Iterator[Place]:
     """Directories in which no machine is left when the block ends; the directories themselves stay."""
-    place = Place(base=base, block=block or {})
+    place = Place(base=base)
     place.make()
     try:
         yield place
@@ -136,7 +134,6 @@ class FakeTask:
     place: Place
     words: str = ""
     name: str = "fake"
-    hypervisor: str = "fake"
     alloc_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     start: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # another one for each start
 
@@ -177,7 +174,7 @@ class FakeTask:
             "kernel": str(self.place.images / "kernel"),
             "cmdline": f"console=ttyS0 {self.words}".strip(),
             "placement": "shared",
-            "hypervisor": self.hypervisor,
+            "hypervisor": "fake",
         }
         return pb.TaskConfig(
             id=self.id,

@@ -43,3 +43,7 @@ def test_a_forced_step_says_what_was_done_and_after_how_long(step: str, words: s
     (rung,) = (rung for rung in ladder(2.5) if rung.step == step)
     assert sentence(rung, 2.5) == words
     assert rung == Rung(rung.step, rung.wait_s)
+
+
+def test_the_last_steps_need_no_answer_of_the_vmm() -> None:
+    assert [rung.step for rung in ladder(0.0) if not rung.asks] == ["terminate", "kill"]

@@ -76,8 +76,6 @@ class Calls:
             return self._refuse(404, "Not Found")
         if request.verb != known["verb"]:
             return self._refuse(400, "Bad Request")
-        if call == "vm.create":
-            self._learn(request.body)
         behaviours.before_call(self._behaviour, call)
         said = self._do(call, request, known)
         self._vmm_ends_if_asked()
@@ -89,14 +87,6 @@ class Calls:
         if behaviour.for_call("ending", call) is not None:
             behaviours.leave(0)
         return said
-
-    def _learn(self, body: bytes | None) -> None:
-        """Take the words from the kernel command line of a config; one that is none is refused later."""
-        try:
-            cmdline = json.loads(body or b"")["payload"]["cmdline"]
-        except (ValueError, KeyError, TypeError):
-            return
-        self._behaviour.learn(str(cmdline))
 
     def _do(self, call: str, request: Request, known: dict[str, Any]) -> bytes:
         if known["body"] is None:

@@ -56,6 +56,7 @@ class Vmm:
     def create(self, body: configs.Config) -> None:
         if self._config is not None:
             raise RefusedError("VM is already created")
+        self._behaviour.learn(body.get("payload", {}).get("cmdline", ""))
         self._config = configs.normal(body, _properties)
         if self._behaviour.word("keep-config") is not None:
             raise RefusedError("Error creating console devices", "Error creating console device", "chfake: told so")
