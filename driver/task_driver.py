@@ -6,13 +6,12 @@ import logging
 import os
 import re
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
 
-from driver import links, translate
+from driver import links, task_shown, translate
 from driver._pb import base_pb2, driver_pb2_grpc
 from driver._pb import driver_pb2 as pb
 from driver.config_plugin import decode_plugin_config
@@ -29,16 +28,14 @@ from driver.offload import LaneName, Offload
 from driver.schema import task_spec
 from driver.signals import signal_action, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
-from driver.stats import Sample, host_mhz, mhz_of, sample, usage
+from driver.stats import Sample, host_mhz, mhz_of, usage
 from driver.store import Store, Task
 from driver.watch import CoresWatch
 from vmlib.cores.service import Notice
 from vmlib.disk.nfs import exports_of
 from vmlib.errors import HostError, HypervisorError, SpecError, VmError
 from vmlib.ladder import ladder
-from vmlib.process import load_identity
 from vmlib.resolvers import host_name_servers
-from vmlib.running import Machine
 
 log = logging.getLogger(__name__)
 
@@ -342,7 +339,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         task = self._known(request.task_id)
         return pb.InspectTaskResponse(
             task=task_status(task.id, task.config.name, task.started_at, task.exit_record),
-            driver=pb.TaskDriverStatus(attributes=await self.offload("keep", _attributes, task.machine)),
+            driver=pb.TaskDriverStatus(attributes=await self.offload("keep", task_shown.attributes, task.machine)),
         )
 
     @rpc
@@ -351,7 +348,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         interval_s = max(0.1, request.collection_interval.seconds + request.collection_interval.nanos / 1e9)
         before: dict[str, Sample | None] = {}
         while not task.ended.done():
-            now = await self.offload("stats", _samples, task.machine)
+            now = await self.offload("stats", task_shown.samples, task.machine)
             if now:
                 uses = {name: usage(before.get(name), taken) for name, taken in now.items()}
                 before = dict(now)
@@ -436,53 +433,3 @@ def _machine_name(task_id: str) -> str | None:
     """None for what is no id of a task of Nomad's."""
     parts = _TASK_ID.fullmatch(task_id)
     return None if parts is None else translate.machine_name(parts["alloc"], parts["task"])
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _attributes(machine: Machine) -> dict[str, str]:
-    record = machine.record
-    return {
-        "hypervisor": record.hypervisor,
-        "reason": record.reason,
-        "pid": str(record.vmm_pid),
-        "vcpus": str(record.vcpus),
-        "memory_mib": str(record.memory_mib),
-        **_link_attributes(machine),
-        **_cores_attributes(machine),
-    }
-
-
-def _link_attributes(machine: Machine) -> dict[str, str]:
-    """Nothing for a machine without interfaces."""
-    nics = machine.nics()
-    found = {}
-    for index, nic in enumerate(nics):
-        found[f"nic{index}"] = " ".join((nic.network, nic.mac, *nic.addresses))
-        if nic.lost:
-            found[f"nic{index}_lost"] = nic.lost
-    if addresses := [address for nic in nics for address in nic.addresses]:
-        found["addresses"] = ", ".join(addresses)
-    return found
-
-
-def _cores_attributes(machine: Machine) -> dict[str, str]:
-    entry = machine.ledger_entry()
-    if entry is None:
-        return {"level": "shared"}
-    return {
-        "placement": "exclusive" if entry.placement.cpus else "shared",
-        "level": entry.level,
-        "cores_repaired": str(entry.repairs),
-        **{f"vcpu{vcpu}": str(cpu) for vcpu, cpu in enumerate(entry.placement.vcpus)},
-    }
-
-
-def _samples(machine: Machine) -> dict[str, Sample]:
-    """One look at the machine's processes; empty when it is gone."""
-    now = time.monotonic()
-    processes = {"vmm": machine.vmm_identity, "keeper": load_identity(machine.run.keeper)}
-    taken = {name: sample(who, now) for name, who in processes.items() if who is not None}
-    return {name: one for name, one in taken.items() if one is not None}
