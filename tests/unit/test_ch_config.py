@@ -166,6 +166,11 @@ def test_huge_pages_get_more_time_to_boot() -> None:
         (replace(SPEC, guest_os="windows", boot=WITH_KERNEL), DIRECT, "expected no kernel"),
         (SPEC, replace(DIRECT, disks=(RAW, RAW)), "expected each once"),
         (SPEC, replace(DIRECT, disks=tuple(replace(RAW, name=f"d{i}") for i in range(29))), "29 disks"),
+        (
+            replace(SPEC, balloon=True),
+            replace(DIRECT, disks=tuple(replace(RAW, name=f"d{i}") for i in range(28))),
+            "29 disks, interfaces, shares and devices: expected at most 28",
+        ),
         (SPEC, replace(DIRECT, disks=(replace(RAW, name="Ä"),)), "disk name"),
         (SPEC, replace(DIRECT, disks=(replace(RAW, serial="x" * 21),)), "expected at most 20"),
         (SPEC, replace(DIRECT, disks=(replace(OVERLAY, format="raw"),)), "only qcow2 has a backing image"),
@@ -185,6 +190,15 @@ def test_huge_pages_get_more_time_to_boot() -> None:
 def test_refuses_what_would_not_arrive_as_it_is_meant(spec: MachineSpec, res: Resources, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         plan(spec, res)
+
+
+def test_cpus_that_it_cannot_name_are_left_to_whoever_pins_its_threads_from_outside() -> None:
+    def cpus(*places: int) -> object:
+        res = replace(DIRECT, affinity=tuple(frozenset({cpu}) for cpu in places))
+        return plan(replace(SPEC, cores=OWN_CORES), res).requests[0].body["cpus"]
+
+    assert "'affinity'" in str(cpus(1022, 1023))
+    assert "'affinity'" not in str(cpus(1023, 1024))
 
 
 def test_no_string_is_long_enough_to_kill_the_vmm_by_its_own_answer() -> None:

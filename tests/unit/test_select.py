@@ -9,7 +9,18 @@ import pytest
 from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.select import Facts, HypervisorSettings, Offer, attach, candidates, choose
 from vmlib.probe import Program
-from vmlib.spec import DirectBoot, FileRef, MachineSpec, MacvtapLink, NfsExport, NicSpec, RootDisk, UserLink
+from vmlib.spec import (
+    DirectBoot,
+    FileRef,
+    MachineSpec,
+    MacvtapLink,
+    MountSpec,
+    NfsExport,
+    NicSpec,
+    RootDisk,
+    SeedSpec,
+    UserLink,
+)
 
 QEMU = Program(path="/usr/bin/qemu-system-x86_64", version="7.2.22")
 NO_QEMU = Program(path="qemu-system-x86_64", why_not="qemu-system-x86_64 is not installed")
@@ -29,6 +40,8 @@ SPEC = MachineSpec(id="a/b/c", name="a/b", owner="nomad", vcpus=1, memory_mib=12
 
 
 WITH_KERNEL = replace(SPEC, boot=DirectBoot(kernel=FileRef(root=Path("/alloc"), relative="k")))
+VOLUME = MountSpec(source=Path("/mnt/v"), guest_path="/v")
+SEED = SeedSpec(instance_id="i", hostname="h")
 NFS = NfsExport(name="vms", server="10.0.0.5", export="/srv")
 
 
@@ -199,6 +212,15 @@ def nic(link: UserLink | MacvtapLink) -> NicSpec:
             False,
             "qemu",
             "does not open files of an NFS server",
+        ),
+        (replace(WITH_KERNEL, vcpus=254), False, "cloud-hypervisor", ""),
+        (replace(WITH_KERNEL, vcpus=255), False, "qemu", "has at most 254 vCPUs for a guest"),
+        (replace(WITH_KERNEL, mounts=(VOLUME,) * 28), False, "cloud-hypervisor", ""),
+        (
+            replace(WITH_KERNEL, mounts=(VOLUME,) * 20, vfio=("0000:65:00.0",) * 8, seed=SEED),
+            False,
+            "qemu",
+            "has places for 28 disks, interfaces, shares and devices, not for 29",
         ),
     ],
 )

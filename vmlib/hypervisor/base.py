@@ -32,6 +32,8 @@ class Capabilities:
     vfio: bool = False  # it lets a guest have devices of the host's
     opens_files: bool = False  # it opens by itself, as its own user, what it has descriptors of
     threads_before_boot: bool = True  # its vCPUs have their threads while the guest is still held
+    max_vcpus: int | None = None  # fewer than a job may ask for
+    max_devices: int | None = None  # disks, interfaces, shares and all else that a machine may have or not, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

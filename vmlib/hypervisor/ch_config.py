@@ -21,12 +21,13 @@ VMM_DIR = "vmm-dir"  # its name among the files that the VMM inherits
 HUGE_PAGE_BYTES = 2 << 20
 
 _MIB = 1 << 20
-_MAX_VCPUS = 254  # above it a guest needs an IOMMU that remaps interrupts
+MAX_VCPUS = 254  # above it a guest needs an IOMMU that remaps interrupts
+_CPUS_WITH_A_NAME = 1024  # it pins its threads to these only; to others they are pinned from outside
 _MAX_CMDLINE_BYTES = 2047  # Linux on x86 reads 2048 with the final NUL
 _MAX_STRING_BYTES = _MAX_CMDLINE_BYTES  # an answer that holds a far longer one has killed the VMM
 _MAX_SERIAL_BYTES = 20
 _MAX_TAG_BYTES = 36
-_MAX_DEVICES = 28  # on the one PCI bus, beside those that every machine has
+MAX_DEVICES = 28  # on the one PCI bus, beside those that every machine has; a balloon is one
 _REFILL_MS = 1000  # a rate is bytes a second
 
 _DISK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,15}")
@@ -96,8 +97,8 @@ def helper_socket(name: str, res: Resources) -> str:
 
 
 def _check(spec: MachineSpec, res: Resources) -> None:
-    if not 1 <= spec.vcpus <= _MAX_VCPUS:
-        raise SpecError(f"vcpus = {spec.vcpus}: expected 1 to {_MAX_VCPUS}")
+    if not 1 <= spec.vcpus <= MAX_VCPUS:
+        raise SpecError(f"vcpus = {spec.vcpus}: expected 1 to {MAX_VCPUS}")
     if spec.memory_mib < 1:
         raise SpecError(f"memory = {spec.memory_mib}: expected at least 1 MiB")
     if spec.cores.expose and spec.vcpus % 2:
@@ -114,9 +115,9 @@ def _check(spec: MachineSpec, res: Resources) -> None:
         raise SpecError("nothing to boot from: expected image or kernel")
     if len({disk.name for disk in res.disks}) != len(res.disks):
         raise SpecError(f"disk names {', '.join(disk.name for disk in res.disks)}: expected each once")
-    devices = len(res.disks) + len(res.nics) + len(res.shares) + len(res.vfio)
-    if devices > _MAX_DEVICES:
-        raise SpecError(f"{devices} disks, interfaces, shares and devices: expected at most {_MAX_DEVICES}")
+    devices = len(res.disks) + len(res.nics) + len(res.shares) + len(res.vfio) + spec.balloon
+    if devices > MAX_DEVICES:
+        raise SpecError(f"{devices} disks, interfaces, shares and devices: expected at most {MAX_DEVICES}")
 
 
 def _payload(res: Resources) -> Body:
@@ -150,7 +151,7 @@ def _cpus(spec: MachineSpec, res: Resources) -> Body:
         cpus["kvm_hyperv"] = True
     if spec.cores.exclusive:
         cpus["core_scheduling"] = "Off"  # nobody else is on its cores
-    if res.affinity:
+    if res.affinity and all(cpu < _CPUS_WITH_A_NAME for host_cpus in res.affinity for cpu in host_cpus):
         cpus["affinity"] = [
             {"vcpu": vcpu, "host_cpus": sorted(host_cpus)} for vcpu, host_cpus in enumerate(res.affinity)
         ]

@@ -13,7 +13,7 @@ from vmlib import process, vcpu_threads
 from vmlib.errors import HostError, HypervisorError
 from vmlib.hypervisor.base import Accel, Capabilities, Counters, LaunchPlan, Usage, VcpuThread, Vmm
 from vmlib.hypervisor.ch_api import CALL_TIMEOUT_S, ApiClosedError, ApiError, ChApi
-from vmlib.hypervisor.ch_config import inherited_files, requests
+from vmlib.hypervisor.ch_config import MAX_DEVICES, MAX_VCPUS, inherited_files, requests
 from vmlib.hypervisor.options import inherited
 from vmlib.hypervisor.overhead import ch_overhead_mib
 from vmlib.hypervisor.qemu import fixed_environment
@@ -69,6 +69,8 @@ class CloudHypervisor:
             vfio=True,
             opens_files=True,
             threads_before_boot=False,
+            max_vcpus=MAX_VCPUS,
+            max_devices=MAX_DEVICES,
         )
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:

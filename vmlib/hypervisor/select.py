@@ -186,7 +186,16 @@ def _lack(spec: MachineSpec, can: Capabilities, *, pinned: bool) -> str:
         return "hands no device of the host's to a guest"
     if not can.remote_disks and nfs_files(spec):
         return "does not open files of an NFS server"
+    if can.max_vcpus is not None and spec.vcpus > can.max_vcpus:
+        return f"has at most {can.max_vcpus} vCPUs for a guest"
+    if can.max_devices is not None and _devices(spec) > can.max_devices:
+        return f"has places for {can.max_devices} disks, interfaces, shares and devices, not for {_devices(spec)}"
     return ""
+
+
+def _devices(spec: MachineSpec) -> int:
+    several = (spec.disks, spec.nics, spec.mounts, spec.vfio)
+    return sum(map(len, several)) + sum((spec.root is not None, spec.seed is not None, spec.balloon))
 
 
 def _lacks_firmware(spec: MachineSpec, can: Capabilities, *, pinned: bool) -> str:
