@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from driver.cli.common import add_common, load_config, print_json, print_table
+from driver.cli.doctor_cloud import CloudFacts, cloud_lines
 from driver.cli.doctor_guests import guest_lines
 from driver.cli.doctor_network import link_lines
 from driver.cli.doctor_nfs import NfsFacts, nfs_lines
@@ -31,7 +32,6 @@ from vmlib.hypervisor.select import Offer, probe_offers
 from vmlib.net.look import look
 from vmlib.probe import find_program
 
-_FIRMWARE_PAGE = "docs/cloud-hypervisor.md says where one comes from"
 _CURES = {cloud_hypervisor.NAME: "docs/cloud-hypervisor.md says what it needs; QEMU does without"}
 
 Verdict = Literal["ok", "warning", "problem"]
@@ -69,7 +69,7 @@ def examine(config: PluginConfig) -> list[Check]:
     return [
         *_hypervisors(offer),
         *firmware_checks(offer.usable),
-        *_ch_firmware(config, offer),
+        *_cloud_hypervisor(config, offer),
         _qemu_img(),
         _helper("virtiofsd", probe.virtiofsd_program(), "no machine can have a share", probe.VIRTIOFSD_CURE),
         _helper("swtpm", probe.swtpm_program(), "no machine can have a TPM", probe.SWTPM_CURE),
@@ -101,26 +101,13 @@ def _hypervisors(offer: Offer) -> list[Check]:
     return checks
 
 
-def _ch_firmware(config: PluginConfig, offer: Offer) -> list[Check]:
-    """What machines that boot from a disk need of Cloud Hypervisor, where it is here at all."""
-    if not any(one.name == cloud_hypervisor.NAME for one in offer.usable):
+def _cloud_hypervisor(config: PluginConfig, offer: Offer) -> list[Check]:
+    names = [one.name for one in offer.usable]
+    if cloud_hypervisor.NAME not in names:
         return []
-    path, cure = config.ch_firmware, f"put a CLOUDHV.fd there: {_FIRMWARE_PAGE}"
-    if path is None:
-        lack = "none: QEMU runs what boots from a disk; that image needs firmware which no distribution ships"
-        return [Check("cloud-hypervisor firmware", "warning", lack, _FIRMWARE_PAGE)]
-    try:
-        head, mode = path.read_bytes()[:4], path.stat().st_mode
-    except OSError as exc:
-        words = (exc.strerror or str(exc)).lower()
-        return [Check("cloud-hypervisor firmware", "warning", f"{path}: {words}", cure)]
-    if head != b"\x7fELF":
-        return [Check("cloud-hypervisor firmware", "problem", f"{path}: not an ELF file, no machine boots by it", cure)]
-    if not mode & 0o004:
-        return [
-            Check("cloud-hypervisor firmware", "problem", f"{path}: not readable for everybody", f"chmod a+r {path}")
-        ]
-    return [Check("cloud-hypervisor firmware", "ok", str(path))]
+    version = next(one.version for one in offer.usable if one.name == cloud_hypervisor.NAME)
+    facts = CloudFacts(version=version, qemu="qemu" in names, landlock=probe.landlock_usable())
+    return [Check(*line) for line in cloud_lines(facts, config.ch_firmware)]
 
 
 def _qemu_img() -> Check:
