@@ -1,6 +1,6 @@
 """A job that pins Cloud Hypervisor, from its file to its end, and what becomes of jobs where that cannot run them.
 
-The VMM is the fake one, which boots guests by QEMU. Jobs that do not pin it get it only with KVM: tests/lab shows those.
+The VMM is the fake one, which boots guests by QEMU. Jobs that do not pin it get it only with KVM: tests/lab has those.
 """
 
 import asyncio
@@ -15,6 +15,12 @@ from tests.guest import build
 from tests.integration.nodes import READY, Node, told, until_says, until_told
 
 FAKE = Path(__file__).parent.parent / "fakes" / "cloud-hypervisor"
+# A plugin that finds no KVM that works, on whatever host.
+WITHOUT_KVM = """#!/bin/sh
+if [ -z "$HIDDEN" ]; then HIDDEN=1 exec unshare --mount "$0" "$@"; fi
+if [ -e /dev/kvm ]; then mount --bind /dev/null /dev/kvm || exit 1; fi
+exec {chv} "$@"
+"""
 
 
 @pytest.fixture
@@ -30,8 +36,7 @@ def ch_node(fake_node: Node) -> Node:
 def without_kvm(ch_node: Node) -> Node:
     """The same, but what plays Cloud Hypervisor counts as a real one, and the plugin finds no KVM that works."""
     hiding = ch_node.base / "without-kvm"
-    hide = "if [ -e /dev/kvm ]; then mount --bind /dev/null /dev/kvm || exit 1; fi"
-    hiding.write_text(f"#!/bin/sh\nexec unshare --mount sh -c '{hide}; exec {ch_node.chv} \"$@\"' chv \"$@\"\n")
+    hiding.write_text(WITHOUT_KVM.format(chv=ch_node.chv))
     hiding.chmod(0o755)
     ch_node.chv = hiding
     ch_node.env = {"CHV_ENABLE_FAKE": "0"}
