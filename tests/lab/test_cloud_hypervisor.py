@@ -206,3 +206,70 @@ def test_jobs_run_on_it_by_themselves_and_because_they_name_it_on_a_real_agent(
         assert started.startswith(f"machine started: cloud-hypervisor with kvm{reasons[task]}, pid ")
         assert any("Exit Code: 3" in words for kind, words in events if kind == "Terminated")
         assert "chv test guest: up" in dev_agent.logs(alloc)
+
+
+NEEDS_MORE = """
+job "{task}" {{
+  type = "batch"
+  group "{task}" {{
+    restart {{
+      attempts = 0
+    }}
+    reschedule {{
+      attempts = 0
+    }}
+    task "{task}" {{
+      driver = "chv"
+      config {{
+        {config}
+        placement = "shared"
+      }}
+      resources {{
+        cpu    = 100
+        memory = 128
+      }}
+    }}
+  }}
+}}
+"""
+DISK = """
+        image     = "${meta.chv_guest}/disk.qcow2"
+        user_data = "#words poweroff"
+"""
+USER_NETWORK = """
+        kernel  = "${meta.chv_guest}/vmlinuz"
+        initrd  = "${meta.chv_guest}/initrd.img"
+        cmdline = "console=ttyS0 quiet panic=-1 poweroff"
+        network_interface {
+          network = "user0"
+        }
+"""
+LACKS = {
+    "disk": (DISK, "has no firmware file to boot a disk with"),
+    "user": (USER_NETWORK, "has no user-mode network"),
+}
+
+
+@pytest.mark.needs("nomad")
+def test_jobs_that_it_cannot_run_run_on_qemu_or_fail_when_they_name_it(dev_agent: Agent, tmp_path: Path) -> None:
+    def run(task: str, config: str) -> str:
+        path = tmp_path / f"{task}.nomad.hcl"
+        path.write_text(NEEDS_MORE.format(task=task, config=config))
+        return dev_agent.run_job(path)
+
+    def told(job: str, kind: str) -> tuple[str, list[str]]:
+        """The status in which the job's alloc ended, and the events of that kind."""
+        alloc = dev_agent.wait_alloc(job, "complete", "failed", timeout_s=LAB_S)
+        words = [said for one, said in dev_agent.task_events(alloc, job) if one == kind]
+        return str(dev_agent.alloc(alloc)["ClientStatus"]), words
+
+    for name, (config, _) in LACKS.items():
+        run(name, config)
+        run(f"{name}-named", f'hypervisor = "cloud-hypervisor"{config}')
+    for name, (_, why) in LACKS.items():
+        status, words = told(name, "Driver")
+        assert status == "complete", words
+        assert words[0].startswith(f"machine started: qemu with kvm: cloud-hypervisor: {why}, pid ")
+        status, (failure,) = told(f"{name}-named", "Driver Failure")
+        assert status == "failed"
+        assert f"no hypervisor here can run this machine (cloud-hypervisor: {why})" in failure

@@ -146,6 +146,16 @@ def test_no_choice_says_who_can_change_it(
     assert str(caught.value) == message
 
 
+def test_who_may_not_run_on_qemu_is_not_told_to_install_it() -> None:
+    with pytest.raises(HostError) as free:
+        choose(SPEC, offer(AUTO, replace(NO_KVM, qemu=NO_QEMU)))
+    assert free.value.hint == "install QEMU 7.2 or later, and look at `chv doctor`"
+    with pytest.raises(HostError) as pinned:
+        choose(replace(SPEC, hypervisor="cloud-hypervisor"), offer(AUTO, replace(NO_KVM, cloud_hypervisor=CH)))
+    assert str(pinned.value) == f"no usable hypervisor (cloud-hypervisor: {NO_USABLE_KVM})"
+    assert pinned.value.hint == "look at `chv doctor`"
+
+
 def test_a_machine_that_needs_more_than_the_pinned_one_has_is_the_jobs_fault() -> None:
     nic = NicSpec(network="lan", link=UserLink(), mac="52:54:00:00:00:01")
     with pytest.raises(SpecError, match="fake: has no user-mode network"):

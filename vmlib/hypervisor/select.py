@@ -164,10 +164,9 @@ def choose(spec: MachineSpec, offer: Offer) -> tuple[Hypervisor, str]:
             better.append(lacking[-1])
     if any(one.hypervisor is not None for one in allowed):
         raise SpecError(f"no hypervisor here can run this machine ({'; '.join(lacking)})")
-    raise HostError(
-        f"no usable hypervisor ({'; '.join(lacking)})",
-        hint="install QEMU 7.2 or later, and look at `chv doctor`",
-    )
+    # QEMU does not help a machine that may not run on it.
+    install = "install QEMU 7.2 or later, and " if any(one.name == "qemu" for one in allowed) else ""
+    raise HostError(f"no usable hypervisor ({'; '.join(lacking)})", hint=f"{install}look at `chv doctor`")
 
 
 def _lack(spec: MachineSpec, can: Capabilities, *, pinned: bool) -> str:
