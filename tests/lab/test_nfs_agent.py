@@ -17,6 +17,7 @@ from tests.nomad.test_jobs import job_file, task_of
 pytestmark = pytest.mark.needs("nomad")
 
 LAB_S = 90.0
+SLACK_S = 15.0
 KILL_TIMEOUT_S = 2.0
 
 
@@ -92,7 +93,8 @@ def test_a_job_on_a_silent_server_is_stopped_in_time_and_another_one_starts(
     assert READY in agent.logs(other)
     agent.wait_alloc(job, "complete", "failed", timeout_s=LAB_S)
     at = {event["Type"]: event["Time"] / 1e9 for event in agent.alloc(alloc)["TaskStates"]["writer"]["Events"]}
-    assert at["Killed"] - at["Killing"] < KILL_TIMEOUT_S + 15.0
+    # Thirteen seconds and what an emulated agent takes; without an end of ours it would be hours.
+    assert at["Killed"] - at["Killing"] < KILL_TIMEOUT_S + 13.0 + SLACK_S
     agent.wait_for("the mount to be gone", lambda: not mounts(agent.paths.chv_data))
 
 
