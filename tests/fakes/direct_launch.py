@@ -99,9 +99,9 @@ class DirectMachine:
             assert self.process.poll() is None or self._any_left(), f"the VMM ended before {what}\n{self.report()}"
             self.pump(0.1)
 
-    def until_line(self, text: str, *, count: int = 1) -> None:
+    def until_line(self, text: str, *, count: int = 1, timeout_s: float = 60.0) -> None:
         """Wait until the console has shown `text` that many times."""
-        self.until(lambda: self.console.count(text.encode()) >= count, f"{count} x {text!r} on the console")
+        self.until(lambda: self.console.count(text.encode()) >= count, f"{count} x {text!r} on the console", timeout_s)
 
     def until_event(self, name: str) -> Message:
         """Wait for the first event of that name; return its data."""

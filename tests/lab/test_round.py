@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab import node
 
-ROUND_S = 900.0  # some six minutes on a machine with nothing else to do
+ROUND_S = 900.0  # some eight minutes on a machine with nothing else to do
 # One boot each: a node that hangs costs a part of the tier, and a file server is no neighbour for what counts CPUs.
 FILES = ("test_nfs.py", "test_nfs_agent.py", "test_shares.py")
 HYPERVISOR = ("test_cloud_hypervisor.py",)
