@@ -391,6 +391,19 @@ def test_a_reboot_that_hung_before_the_keeper_was_replaced_is_still_found(vmm: D
     assert record.message == "the guest's reboot hung, the VMM was killed after 10 s"
 
 
+def test_a_guest_that_panicked_is_started_anew_by_the_next_keeper(plan: KeeperPlan) -> None:
+    with driven_by(replace(plan, on_panic="restart", on_reboot="exit")) as one:
+        one.boot()
+        one("event", ["guest", "panic", {"event": "panic"}])
+        one.until(one.run.state.exists, "the panic")
+        one.kill_keeper()
+        assert client.adopt(one.run) is True
+        one.until(lambda: "PUT /api/v1/vm.reboot HTTP/1.1" in one("calls", True), "the reset", 30)
+        one.reboot()
+        one.until_told("chv: rebooted from outside")
+        assert process.alive(one.vmm)
+
+
 def test_a_machine_that_is_not_committed_dies_with_whoever_started_it(plan: KeeperPlan) -> None:
     with driven_by(plan) as one:
         one.connect()

@@ -35,7 +35,6 @@ class CloudHypervisor:
         self._console_known = False
         self._api = house.plan.run / house.plan.listeners[_API]
         self._reboots = 0
-        self._panicked = False  # and shall be started anew
         self._limit_s = house.plan.reboot_timeout_s
 
     def make(self) -> None:
@@ -75,6 +74,8 @@ class CloudHypervisor:
             self._on_rebooting()
         else:
             self._look_for_console(_LOOK_AGAIN_S)
+            if seen.anew:
+                self._start_anew_soon()
 
     def arm_writers(self) -> None:
         self._console.typing.arm()
@@ -172,12 +173,16 @@ class CloudHypervisor:
             house.kill_vmm()  # now: a guest may reboot itself at the very same moment
             house.save_state()
             return
-        self._panicked = True
+        house.evidence.anew = True
+        house.save_state()
+        self._start_anew_soon()
+
+    def _start_anew_soon(self) -> None:
+        """A guest that panicked and does not reboot by itself is made to."""
         seen = self._reboots
-        house.loop.after(_PANIC_REBOOT_S, lambda: self._start_anew(seen))
+        self._house.loop.after(_PANIC_REBOOT_S, lambda: self._start_anew(seen))
 
     def _start_anew(self, seen: int) -> None:
-        """A guest that panicked and does not reboot by itself is made to."""
         house = self._house
         if self._reboots != seen:
             return
@@ -190,7 +195,7 @@ class CloudHypervisor:
         house = self._house
         self._reboots += 1
         house.evidence.phase = "rebooting"
-        if house.plan.on_reboot == "exit" and not self._panicked:
+        if house.plan.on_reboot == "exit" and not house.evidence.anew:
             house.evidence.shutdown = "guest-reset"
             house.save_state()
             house.end_vmm()
@@ -208,7 +213,7 @@ class CloudHypervisor:
         if house.evidence.shutdown == "guest-reset":
             return  # it is being ended
         house.evidence.phase = "running"
-        self._panicked = False
+        house.evidence.anew = False
         house.save_state()
         house.helpers.hurry(on=False)
         house.guest_rebooted("by the guest" if self._log.words.reset_by_guest else "from outside")

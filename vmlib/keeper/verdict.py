@@ -17,6 +17,7 @@ class Evidence:
     stop_by: float | None = None  # when a stop that was asked for is over, in seconds since the epoch
     dialect: str = "qmp"  # of the VMM; what follows is only known of Cloud Hypervisor
     phase: str = ""  # booting, running, rebooting
+    anew: bool = False  # its guest panicked and shall be started anew, which has not come to pass yet
     hang: str = ""  # a sentence, when the keeper ended a VMM that hung
     seccomp: str = ""  # the system call that killed it, in words
     error: str = ""  # the last one in its log
