@@ -244,14 +244,20 @@ USER_NETWORK = """
           network = "user0"
         }
 """
-LACKS = {
-    "disk": (DISK, "has no firmware file to boot a disk with"),
-    "user": (USER_NETWORK, "has no user-mode network"),
-}
 
 
 @pytest.mark.needs("nomad")
-def test_jobs_that_it_cannot_run_run_on_qemu_or_fail_when_they_name_it(dev_agent: Agent, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "config", "why"),
+    [
+        ("disk", DISK, "has no firmware file to boot a disk with"),
+        ("user", USER_NETWORK, "has no user-mode network"),
+    ],
+    ids=["firmware", "network"],
+)
+def test_a_job_that_it_cannot_run_runs_on_qemu_or_fails_when_it_names_it(
+    dev_agent: Agent, tmp_path: Path, name: str, config: str, why: str
+) -> None:
     def run(task: str, config: str) -> str:
         path = tmp_path / f"{task}.nomad.hcl"
         path.write_text(NEEDS_MORE.format(task=task, config=config))
@@ -263,13 +269,11 @@ def test_jobs_that_it_cannot_run_run_on_qemu_or_fail_when_they_name_it(dev_agent
         words = [said for one, said in dev_agent.task_events(alloc, job) if one == kind]
         return str(dev_agent.alloc(alloc)["ClientStatus"]), words
 
-    for name, (config, _) in LACKS.items():
-        run(name, config)
-        run(f"{name}-named", f'hypervisor = "cloud-hypervisor"{config}')
-    for name, (_, why) in LACKS.items():
-        status, words = told(name, "Driver")
-        assert status == "complete", words
-        assert words[0].startswith(f"machine started: qemu with kvm: cloud-hypervisor: {why}, pid ")
-        status, (failure,) = told(f"{name}-named", "Driver Failure")
-        assert status == "failed"
-        assert f"no hypervisor here can run this machine (cloud-hypervisor: {why})" in failure
+    free = run(name, config)
+    named = run(f"{name}-named", f'hypervisor = "cloud-hypervisor"{config}')
+    status, words = told(free, "Driver")
+    assert status == "complete", words
+    assert words[0].startswith(f"machine started: qemu with kvm: cloud-hypervisor: {why}, pid ")
+    status, (failure,) = told(named, "Driver Failure")
+    assert status == "failed"
+    assert f"no hypervisor here can run this machine (cloud-hypervisor: {why})" in failure
