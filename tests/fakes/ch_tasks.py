@@ -12,12 +12,8 @@ from typing import Any
 import msgspec
 
 from driver._pb import driver_pb2 as pb
-from driver.devhost.pluginproc import LogLine, PluginProcess
 from tests.fakes.ch.install import install
-from tests.fakes.plugin_client import FakeTask, Place, Plugin
-from vmlib import process
-from vmlib.paths import RunPaths
-from vmlib.process import Identity
+from tests.fakes.plugin_client import FakeTask, Place, Plugin, plugin_at
 
 PATIENCE_S = 120.0
 
@@ -62,26 +58,9 @@ class ChTask(FakeTask):
 @contextlib.asynccontextmanager
 async def ch_plugin_at(chv: Path, place: ChPlace, **limits_s: float) -> AsyncIterator[Plugin]:
     """A plugin process of `limited_plugin`, configured; ended with the block, killed or not."""
-    log: list[LogLine] = []
-    environment = {
-        "CHV_ENABLE_FAKE": "1",
-        "CHV_TEST_LIMITS": json.dumps(limits_s),
-        "TMPDIR": str(place.base / "tmp"),
-    }
-    process = await PluginProcess.launch([str(chv)], on_log=log.append, env=environment)
-    try:
-        await process.client.set_config(place.plugin_config())
-        yield Plugin(place, process, log)
-    finally:
-        if process.returncode is None:
-            await process.stop(driver_shutdown=True)
-
-
-def vmms(place: Place) -> list[Identity]:
-    """The VMMs that live."""
-    runs = place.layout.runs.iterdir() if place.layout.runs.exists() else ()
-    found = (process.load_identity(RunPaths(path).vmm) for path in runs)
-    return [who for who in found if who is not None and process.alive(who)]
+    env = {"CHV_TEST_LIMITS": json.dumps(limits_s), "TMPDIR": str(place.base / "tmp")}
+    async with plugin_at(chv, place, env=env) as plugin:
+        yield plugin
 
 
 async def until_says(fd: int, text: str) -> None:

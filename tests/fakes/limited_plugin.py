@@ -36,6 +36,7 @@ def main() -> int:
         if name in limits:
             setattr(cloud_hypervisor, of, limits[name])
     if "reboot" in limits:
+        # The name by which the module calls it: it depends on the machine, so there is no constant to set.
         machine.reboot_timeout_s = lambda *_, **__: limits["reboot"]  # type: ignore[attr-defined]
 
     from driver.main import main as serve

@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +17,13 @@ import msgspec
 from driver._pb import driver_pb2 as pb
 from driver.devhost.client import PluginClient
 from driver.devhost.pluginproc import LogLine, PluginProcess
+from vmlib import process
 from vmlib.hypervisor.fake import Fake
 from vmlib.hypervisor.select import attach
 from vmlib.keeper.client import reap
 from vmlib.machine import Machines
-from vmlib.paths import Layout
+from vmlib.paths import Layout, RunPaths
+from vmlib.process import Identity
 from vmlib.settings import HostSettings
 
 # All that the driver looks at in a kernel, and the fake hypervisor boots anything. Every machine gets a copy.
@@ -61,6 +63,12 @@ class Place:
                 "image_paths": [str(self.images)],
             }
         )
+
+    def vmms(self) -> list[Identity]:
+        """Those that live."""
+        runs = self.layout.runs.iterdir() if self.layout.runs.exists() else ()
+        found = (process.load_identity(RunPaths(path).vmm) for path in runs)
+        return [who for who in found if who is not None and process.alive(who)]
 
     def end_machines(self) -> None:
         """End what still runs and remove what the machines left, whatever became of the plugin."""
@@ -113,11 +121,14 @@ class Plugin:
 
 
 @contextlib.asynccontextmanager
-async def plugin_at(chv: Path, place: Place) -> AsyncIterator[Plugin]:
-    """Launch the executable as the agent does and configure it; ended with the block, killed or not."""
+async def plugin_at(chv: Path, place: Place, *, env: Mapping[str, str] | None = None) -> AsyncIterator[Plugin]:
+    """Launch the executable as the agent does and configure it; ended with the block, killed or not.
+
+    `env` is more of its environment.
+    """
     log: list[LogLine] = []
     process = await PluginProcess.launch(
-        [str(chv)], on_log=log.append, env={"CHV_ENABLE_FAKE": "1", "TMPDIR": str(place.base)}
+        [str(chv)], on_log=log.append, env={"CHV_ENABLE_FAKE": "1", "TMPDIR": str(place.base), **(env or {})}
     )
     try:
         await process.client.set_config(place.plugin_config())

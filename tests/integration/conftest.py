@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import leftovers
+from tests.fakes import limited_plugin
 from tests.guest.build import Guest
 from tests.integration.machines import Host, host_for
 from tests.integration.nodes import NOTHING, Node
@@ -107,3 +108,9 @@ def fake(guest: Guest, short_dir: Path) -> Iterator[Host]:
 def qemu(guest: Guest, short_dir: Path) -> Iterator[Host]:
     with host_for(short_dir, guest.directory, "qemu") as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def chv_limited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`chv` whose patience with Cloud Hypervisor a test may set."""
+    return limited_plugin.write(tmp_path_factory.mktemp("limited"))

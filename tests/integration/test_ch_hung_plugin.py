@@ -12,25 +12,17 @@ import pytest
 
 from driver._pb import driver_pb2 as pb
 from driver.devhost.client import RpcError
-from tests.fakes import limited_plugin
-from tests.fakes.ch_tasks import PATIENCE_S, ChPlace, ChTask, ch_plugin_at, until_says, vmms
+from tests.fakes.ch_tasks import PATIENCE_S, ChPlace, ChTask, ch_plugin_at, until_says
 from tests.fakes.plugin_client import Plugin
-from tests.integration.nodes import until
+from tests.integration.misbehaviours import KILLED, STOP_S
+from tests.integration.nodes import READY, until
 from vmlib import process
 from vmlib.hypervisor.ch_api import ApiError, ApiTimeoutError, ChApi
 
-READY = "chv test guest: ready"
 HUNG = "chfake.hang=vm.power-button"
 LONG_S = 60.0  # of a call to a VMM
-STOP_S = 2.0
 SLACK_S = 15.0  # of a busy host
-KILLED = "forced off: the guest did not power off within 2 s, SIGKILL to the VMM"
 KILLED_BY_KEEPER = "forced off: the guest did not power off in its time, its keeper ended the VMM"
-
-
-@pytest.fixture(scope="module")
-def chv_limited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return limited_plugin.write(tmp_path_factory.mktemp("plugins"))
 
 
 def api_of(task: ChTask) -> ChApi:
@@ -47,6 +39,16 @@ async def until_hung(task: ChTask) -> None:
             if not exc.status:  # else it has no machine yet
                 raise
         await asyncio.sleep(0.05)
+
+
+async def hung(plugin: Plugin, place: ChPlace) -> tuple[ChTask, "asyncio.Task[None]"]:
+    """A task whose VMM hangs, and the signal that waits for it."""
+    task = ChTask(place, words=HUNG)
+    task.make()
+    await plugin.client.start_task(task.config())
+    pressing = asyncio.create_task(plugin.client.signal_task(task.id, "SIGTERM"))
+    await until_hung(task)
+    return task, pressing
 
 
 async def look(plugin: Plugin, task: ChTask) -> None:
@@ -88,7 +90,7 @@ async def test_a_hung_api_hangs_neither_looks_nor_recover_nor_stop_nor_another_t
     async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
         handle = (await plugin.client.start_task(task.config())).handle
         if how == "the process":
-            process.send_signal(vmms(place)[0], signal.SIGSTOP)
+            process.send_signal(place.vmms()[0], signal.SIGSTOP)
         pressing = asyncio.create_task(plugin.client.signal_task(task.id, "SIGTERM"))
         await until_hung(task)
         await look(plugin, task)
@@ -119,7 +121,7 @@ async def test_a_stop_of_a_hung_vmm_comes_to_its_end_without_the_plugin(chv_limi
         await until_hung(task)
         await plugin.kill()
         await asyncio.gather(stopping, return_exceptions=True)
-    await until(lambda: not vmms(place), "the end of the VMM")
+    await until(lambda: not place.vmms(), "the end of the VMM")
     async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
         await plugin.client.recover_task(handle)
         answer = await plugin.client.wait_task(task.id)
@@ -134,11 +136,11 @@ async def test_a_plugin_that_is_killed_while_a_vmm_hangs_at_its_boot_leaves_noth
     task.make()
     async with ch_plugin_at(chv_limited, place, boot=PATIENCE_S) as plugin:
         starting = asyncio.create_task(plugin.client.start_task(task.config()))
-        await until(lambda: vmms(place), "the VMM")
+        await until(place.vmms, "the VMM")
         await until_hung(task)
         await plugin.kill()
         await asyncio.gather(starting, return_exceptions=True)
-    await until(lambda: not vmms(place), "the end of the VMM, which nobody has any more")
+    await until(lambda: not place.vmms(), "the end of the VMM, which nobody has any more")
     async with ch_plugin_at(chv_limited, place, boot=PATIENCE_S) as plugin:
         again = ChTask(place, words="exit=5", alloc_id=task.alloc_id)
         await plugin.client.start_task(again.config())
@@ -148,12 +150,8 @@ async def test_a_plugin_that_is_killed_while_a_vmm_hangs_at_its_boot_leaves_noth
 
 
 async def test_a_hung_vmm_is_killed_by_sigkill_at_once(chv_limited: Path, place: ChPlace) -> None:
-    task = ChTask(place, words=HUNG)
-    task.make()
     async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
-        await plugin.client.start_task(task.config())
-        pressing = asyncio.create_task(plugin.client.signal_task(task.id, "SIGTERM"))
-        await until_hung(task)
+        task, pressing = await hung(plugin, place)
         with pytest.raises(RpcError, match="the VMM has not answered an earlier signal yet"):
             await plugin.client.signal_task(task.id, "SIGSTOP")
         await plugin.client.signal_task(task.id, "SIGKILL")
@@ -165,12 +163,8 @@ async def test_a_hung_vmm_is_killed_by_sigkill_at_once(chv_limited: Path, place:
 
 
 async def test_a_hung_vmm_is_destroyed(chv_limited: Path, place: ChPlace) -> None:
-    task = ChTask(place, words=HUNG)
-    task.make()
     async with ch_plugin_at(chv_limited, place, call=LONG_S) as plugin:
-        await plugin.client.start_task(task.config())
-        pressing = asyncio.create_task(plugin.client.signal_task(task.id, "SIGTERM"))
-        await until_hung(task)
+        task, pressing = await hung(plugin, place)
         await plugin.client.destroy_task(task.id)
         await asyncio.gather(pressing, return_exceptions=True)
 
@@ -219,10 +213,10 @@ async def test_many_starts_that_hang_keep_no_other_task_from_its_life(chv_limite
         for task in tasks:
             task.make()
         starts = [asyncio.create_task(plugin.client.start_task(task.config())) for task in tasks]
-        await until(lambda: len(vmms(place)) == MANY_STARTS, "the VMMs")
+        await until(lambda: len(place.vmms()) == MANY_STARTS, "the VMMs")
         await live_a_life(plugin, place)
         assert not any(one.done() for one in starts)
-        for who in vmms(place):
+        for who in place.vmms():
             process.send_signal(who, signal.SIGKILL)
         failures = await asyncio.gather(*starts, return_exceptions=True)
         assert {str(one).partition(" desc = ")[2] for one in failures} == {"the VMM was killed by SIGKILL"}

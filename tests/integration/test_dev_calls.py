@@ -15,8 +15,6 @@ from driver.devhost.client import RpcError
 from driver.devhost.events import ExitResult
 from tests.fakes.plugin_client import FakeTask, Place, Plugin, place_at, plugin_at
 from tests.integration.nodes import PATIENCE_S, Node, kinds, told, until, until_says
-from vmlib import process
-from vmlib.paths import RunPaths
 
 NODE_ATTRIBUTES = ("driver.chv", "driver.chv.version", "driver.chv.qemu.version", "driver.chv.accel")
 
@@ -36,8 +34,7 @@ async def plugin_and_task(chv: Path, base: Path, words: str = "") -> AsyncIterat
 
 
 def vmms(place: Place) -> list[int]:
-    found = [process.load_identity(RunPaths(path).vmm) for path in place.layout.runs.iterdir()]
-    return [who.pid for who in found if who is not None and process.alive(who)]
+    return [who.pid for who in place.vmms()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

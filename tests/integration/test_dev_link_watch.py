@@ -124,6 +124,7 @@ def test_a_host_and_its_guest_reach_each_other_at_an_address_that_was_learned(
         assert nic["network"] == "lan"
         assert nic["addresses"][0] == address
         assert "lost" not in nic
+        assert min(nic[f"{way}_{what}"] for way in ("received", "sent") for what in ("bytes", "frames")) > 0
         checks = {line["check"]: line for line in tool(net, chv, "doctor", "--json", "--config", str(config))}
         assert checks["filter lan"]["verdict"] == "ok"
         assert checks["host_shim lan"]["text"].startswith("192.0.2.9/24 on chvs")

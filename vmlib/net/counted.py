@@ -11,7 +11,5 @@ def carried(link: str, ifindex: int) -> Carried | None:
     if not link:
         return None
     with contextlib.suppress(OSError), netlink.connect() as kernel:
-        found = kernel.find(link)
-        if found is not None and found.index == ifindex:
-            return kernel.carried(ifindex)
+        return kernel.carried(link, ifindex)
     return None

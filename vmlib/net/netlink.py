@@ -65,13 +65,16 @@ class Netlink:
         with _told("links"):
             return [_interface(message) for message in self._ipr.get_links()]
 
-    def carried(self, index: int) -> Carried:
-        """Of a tap or a macvtap. Raises OSError when it is not there."""
-        with _told(f"link {index}"):
-            (message,) = self._ipr.link("get", index=index)
+    def carried(self, name: str, index: int) -> Carried | None:
+        """Of a tap or a macvtap; None when another link has its name. Raises OSError when there is none."""
+        with _told(name):
+            (message,) = self._ipr.link("get", ifname=name)
+        link = _interface(message)
+        if link.index != index:
+            return None
         told = message.get_attr("IFLA_STATS64")
         # A tap is the other end of its guest's cable; a macvtap counts as if it were the guest's own interface.
-        received, sent = ("tx", "rx") if _interface(message).kind == "tun" else ("rx", "tx")
+        received, sent = ("tx", "rx") if link.kind == "tun" else ("rx", "tx")
         return Carried(
             received_bytes=told[f"{received}_bytes"],
             sent_bytes=told[f"{sent}_bytes"],
