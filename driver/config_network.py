@@ -14,8 +14,8 @@ from ipaddress import (
 from typing import Any, Literal
 
 from driver.decode import Complaints, path_of_label
-from driver.units import parse_size
 from vmlib.spec import MacvtapMode
+from vmlib.units import parse_size
 
 _MIN_RATE_BYTES = 64 << 10  # below it a single request of a guest's takes longer than it waits for
 ALLOC = "alloc"  # as the name of a network: the alloc's own network namespace

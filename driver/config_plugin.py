@@ -12,13 +12,13 @@ from driver import config_network
 from driver.config_network import Network
 from driver.config_values import pci_addresses, size_bytes, with_fake
 from driver.decode import Complaints, decode, path_of_label
-from driver.schema import PLUGIN
-from driver.units import parse_duration
+from driver.keys import PLUGIN
 from vmlib.cores.cpulist import format_cpus, parse_cpus
 from vmlib.disk import nfs_options
 from vmlib.errors import HostError
 from vmlib.hooks import split
 from vmlib.spec import NfsExport
+from vmlib.units import parse_duration
 
 # A unix socket's path has at most 107 bytes; ours need this many after run_dir: `/m/`, the run's key, the longest name.
 _SOCKET_PATH_MAX_BYTES = 107
@@ -70,12 +70,14 @@ class PluginConfig:
     vfio_allow: tuple[str, ...] = ()  # PCI addresses
 
 
-def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
-    """The operator's block; an empty map gives the defaults. Raises HostError with every complaint, one a line.
+def decode_plugin_config(msgpack_config: bytes, complaints: Complaints | None = None) -> PluginConfig:
+    """The operator's block; an empty map gives the defaults. Raises HostError with every complaint, one a line; with
+    `complaints` given they go there.
 
     Looks at nothing of the host, so that the same bytes get the same verdict whenever they come.
     """
-    complaints = Complaints()
+    alone = complaints is None
+    complaints = Complaints() if complaints is None else complaints
     values = decode(msgpack_config, PLUGIN, complaints, with_hidden=with_fake())
     networks = config_network.networks(complaints, values["network"])
     config_network.check_default_network(complaints, values["default_network"], networks)
@@ -104,7 +106,8 @@ def decode_plugin_config(msgpack_config: bytes) -> PluginConfig:
     )
     if config.data_dir == config.run_dir and not complaints.any_about("data_dir", "run_dir"):
         complaints.add("run_dir", "expected another directory than data_dir", value=str(config.run_dir))
-    complaints.raise_as(HostError)
+    if alone:
+        complaints.raise_as(HostError)
     return config
 
 

@@ -10,7 +10,8 @@ from driver import config_network
 from driver.config_network import InterfaceConfig
 from driver.config_values import pci_addresses, size_bytes, with_fake
 from driver.decode import Complaints, decode, one_of
-from driver.schema import PATH_MAX_BYTES, TASK
+from driver.keys import TASK
+from driver.schema import PATH_MAX_BYTES
 from vmlib.disk.unpack import packed_name
 from vmlib.errors import SpecError
 from vmlib.spec import DiskFormat, FirmwareKind, GuestOs, NumaPolicy, OnPanic, OnReboot, Packing, RootMode
@@ -21,6 +22,7 @@ _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _FORMAT_OF_SUFFIX: dict[str, DiskFormat] = {".raw": "raw", ".qcow2": "qcow2"}
 SHARES = ("local", "secrets", "alloc")
+AGENT_WAIT_S = 600.0  # for wait_for = "agent"; docs/guest.md says so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class TaskConfig:
     on_reboot: OnReboot = "restart"
     on_panic: OnPanic = "exit"
     agent: bool = True
+    wait_for: Literal["", "agent"] = ""
     share: tuple[str, ...] = ()  # words of SHARES
     tpm: bool = False
     balloon: bool = False
@@ -112,6 +115,7 @@ def decode_task_config(msgpack_config: bytes, complaints: Complaints | None = No
         on_reboot=values["on_reboot"],
         on_panic=values["on_panic"],
         agent=values["agent"],
+        wait_for=_wait_for(complaints, values),
         share=_share(complaints, values["share"]),
         tpm=values["tpm"],
         balloon=values["balloon"],
@@ -268,6 +272,15 @@ def _vfio(complaints: Complaints, values: Mapping[str, Any]) -> tuple[str, ...]:
             "balloon", "does not go with vfio, because a device of the host's keeps all memory in its place", value=True
         )
     return found
+
+
+def _wait_for(complaints: Complaints, values: Mapping[str, Any]) -> Literal["", "agent"]:
+    if values["wait_for"] == "agent":
+        if not values["agent"]:
+            complaints.add("wait_for", "does not go with agent = false, because nobody would come", value="agent")
+        elif values["guest_os"] == "windows":
+            complaints.add("wait_for", 'the agent is for Linux, not for guest_os = "windows"', value="agent")
+    return cast(Literal["", "agent"], values["wait_for"])
 
 
 def _share(complaints: Complaints, words: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import os
 
 from driver.decode import Complaints
-from driver.units import parse_size
+from vmlib.units import parse_size
 from vmlib.vfio import PCI_ADDRESS
 
 

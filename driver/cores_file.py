@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vmlib import files, process
+from vmlib.aside import set_aside
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.plan import Host
 
@@ -41,11 +42,24 @@ def content(host: Host, *, boot_id: str, mhz: Mapping[int, int]) -> dict[str, An
 def publish(path: Path, host: Host, *, mhz: Mapping[int, int]) -> None:
     """Write the file when it says something else than before. Raises OSError."""
     text = json.dumps(content(host, boot_id=process.boot_id(), mhz=mhz), indent=1) + "\n"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.make_directory(path.parent)
     with files.locked(path.with_suffix(".lock")):
         for torn in path.parent.glob(f".{path.name}.*"):  # by somebody who was killed here
             torn.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            if path.read_text() == text:
+            before = path.read_bytes()
+            if before == text.encode():
                 return
+            try:
+                files.parse_json(before)
+            except ValueError as exc:
+                set_aside(path, str(exc))
         files.write_atomic(path, text.encode())
+
+
+def published_mhz(path: Path) -> dict[int, int]:
+    """What Nomad counts for the dedicated CPUs, as the driver wrote it; empty where it did not, or does not know."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        units = json.loads(path.read_text())["units"]
+        return {int(cpu): int(unit["mhz"]) for unit in units for cpu in unit["cpus"] if unit["mhz"]}
+    return {}

@@ -4,45 +4,66 @@ What a value means (a size, a path, a range of uids) is for the `driver.config_*
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from driver import __version__
-from driver.schema import ANY, Block, Key, Members, Value
+from driver.schema import Block, Key, Members, Value
 from vmlib.errors import VmError
 
 _SHOWN_CHARACTERS = 120
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NOT_BUILT = f'not built yet in chv {__version__.rpartition(".")[0]} (see "Not there yet" in the README)'
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What is wrong with one key: `value` as it is shown, "" for none worth showing."""
+
+    key: str
+    value: str
+    expected: str
+
+    def __str__(self) -> str:
+        match self.value:
+            case "":
+                return f"{self.key}: {self.expected}"
+            case "{ … }":
+                return f"{self.key} {{ … }}: {self.expected}"
+        return f"{self.key} = {self.value}: {self.expected}"
 
 
 class Complaints:
-    """Collects what is wrong, so that a job's author need not find it out one by one."""
+    """Collects what is wrong, so that a job's author need not find it out one by one.
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._about: set[str] = set()
+    Of `settled` keys nothing is said, nor of what follows from them: they have drawn their complaint elsewhere, or the
+    value is not known yet.
+    """
+
+    def __init__(self, settled: Iterable[str] = ()) -> None:
+        self.found: list[Complaint] = []
+        self._settled = frozenset(settled)
+        self._about: set[str] = set(self._settled)
+
+    @property
+    def lines(self) -> list[str]:
+        return list(map(str, self.found))
 
     def add(self, key: str, expected: str, *, value: object = None, secret: bool = False) -> None:
         """One line: the key, its value (None: it has none worth showing) and what was expected."""
-        self._about.add(key)
-        shown = "" if value is None else f" = {show(value, secret=secret)}"
-        self.lines.append(f"{key}{shown}: {expected}")
-
-    def not_built(self, key: str, value: object) -> None:
-        self.add(key, _NOT_BUILT, value=value)
-
-    def block_not_built(self, block: str) -> None:
-        self._about.add(block)
-        self.lines.append(f"{block} {{ … }}: {_NOT_BUILT}")
+        if not self._is_settled(key):
+            self._about.add(key)
+            self.found.append(Complaint(key, "" if value is None else show(value, secret=secret), expected))
 
     def any_about(self, *keys: str) -> bool:
         """True when one of these keys has its complaint already: what follows from its value is not worth saying."""
         return not self._about.isdisjoint(keys)
 
+    def _is_settled(self, key: str) -> bool:
+        return any(key == one or key.startswith((f"{one}[", f"{one}.")) for one in self._settled)
+
     def raise_as(self, error: type[VmError]) -> None:
         """Raise them all as one error, a line each, when there are any."""
-        if self.lines:
+        if self.found:
             raise error("\n".join(self.lines))
 
 
@@ -105,15 +126,9 @@ class _Decoder:
 
     def _block(self, raw: object, block: Block, path: str) -> object:
         if block.form == "one":
-            if raw is not None and not block.built:
-                self._complaints.block_not_built(path)
-                raw = None
             return self.members(raw, block.members, f"{path}.")
         empty: object = [] if block.form == "list" else {}
         if not raw:
-            return empty
-        if not block.built:
-            self._complaints.block_not_built(path)
             return empty
         if isinstance(raw, list | Mapping) and len(raw) > block.max_items:
             self._complaints.add(path, f"{len(raw)} blocks, expected at most {block.max_items}")
@@ -141,12 +156,7 @@ class _Decoder:
         works = key.works
         if works is not None and self._with_hidden:
             works += key.hidden
-        if works is not None and value in works:
-            return value
-        if value in key.planned if key.planned != ANY else True:
-            self._complaints.not_built(path, value)
-            return key.default
-        if works is not None:
+        if works is not None and value not in works:
             self._complaints.add(path, one_of(works), value=value)
             return key.default
         return value

@@ -35,6 +35,18 @@ class UnimplementedError(VmError):
     """This version of the driver cannot do that, for any job on any node."""
 
 
+class NoAgentError(UnimplementedError):
+    """The machine's guest has no agent that answers."""
+
+
+class AgentLostError(VmError):
+    """The guest's agent has gone away, or the guest with it, before it was known how something ended."""
+
+
+class CommandTimeoutError(VmError):
+    """A command in the guest took longer than its caller waits."""
+
+
 STATUS: dict[type[VmError], grpc.StatusCode] = {
     VmError: grpc.StatusCode.INTERNAL,
     SpecError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -43,6 +55,7 @@ STATUS: dict[type[VmError], grpc.StatusCode] = {
     HypervisorError: grpc.StatusCode.INTERNAL,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
+    CommandTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
 # Another try may well succeed.
@@ -129,7 +142,7 @@ async def _abort(name: str, request: object, context: Any, exc: BaseException) -
     task = f" task_id={task_id}" if (task_id := _task_id(request)) else ""
     if not isinstance(exc, VmError):
         log.error("%s failed%s: %s", name, task, status.text, exc_info=exc)
-    elif isinstance(exc, UnimplementedError | NotFoundError):
+    elif isinstance(exc, UnimplementedError | NotFoundError | AgentLostError | CommandTimeoutError):
         log.info("%s refused%s: %s", name, task, status.text)
     else:
         log.error("%s failed%s: %s", name, task, status.text)

@@ -12,6 +12,7 @@ from typing import Any
 
 from driver.offload import Offload
 from driver.store import Task
+from vmlib.kinds import EventKind
 from vmlib.net import known, linkstate
 from vmlib.net.learn import FRAMES_AT_ONCE, Ears, Seen
 from vmlib.net.linkstate import LinkNotices, LinkState
@@ -28,7 +29,7 @@ _EVENTS = 2  # about addresses; Nomad keeps ten of a task in all
 _LOSSES, _LOSSES_S = 3, 600.0  # as many are told in that time
 _SHOWN = 4  # addresses of one interface in an event
 
-Tell = Callable[[Task, str, str], None]
+Tell = Callable[[Task, str, EventKind], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -315,4 +316,4 @@ def _global(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _was_told(task: Task, nic: NicRecord) -> bool:
-    return any(notice.kind == "link down" and nic.link in notice.text for notice in task.machine.notices)
+    return any(notice.kind == "link lost" and nic.link in notice.text for notice in task.machine.notices)

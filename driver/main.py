@@ -40,8 +40,8 @@ def serve_driver() -> NoReturn:
     # Only now: whatever goes wrong in these imports is a log line for the agent, and no thread of gRPC's runs before.
     from driver._pb import base_pb2_grpc, driver_pb2_grpc
     from driver.goplugin.serve import run
+    from driver.keys import plugin_spec
     from driver.plugin import BasePlugin
-    from driver.schema import plugin_spec
     from driver.task_driver import build
 
     def register(server: object) -> None:

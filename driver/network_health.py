@@ -67,7 +67,8 @@ def _lack(network: Network, parent: str, seen: Mapping[str, Seen]) -> tuple[str,
         return "", ""
     key = "bridge" if isinstance(network, BridgeNetwork) else "parent"
     if parent not in seen:
-        return f"this host has no interface {parent!r}", f"make it, or name another one as {key} in the plugin block"
+        make = f"ip link add {parent} type bridge && ip link set {parent} up" if key == "bridge" else "make it"
+        return f"this host has no interface {parent!r}", f"{make}, or name another one as {key} in the plugin block"
     if isinstance(network, BridgeNetwork) and seen[parent].kind != "bridge":
         return f"{parent!r} is no bridge", "name a bridge, or use mode macvtap with it as parent"
     return "", ""

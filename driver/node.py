@@ -15,13 +15,14 @@ from driver.config_network import MacvtapNetwork, UserNetwork
 from driver.config_plugin import PluginConfig, decode_plugin_config
 from driver.core_health import core_facts, core_findings
 from driver.cores_file import publish
+from driver.damage import damage
 from driver.fingerprint import CoreFacts, NodeFacts
 from driver.handle import Handle
 from driver.network_health import NetworkFacts, network_facts, parents
 from driver.offload import Offload
 from driver.partitions import find as find_partitions
 from driver.partitions import nomad_cpus, reserved_cpus, watch_paths
-from vmlib import cgroup, credentials, process, vfio
+from vmlib import cgroup, credentials, process, version, vfio
 from vmlib.cores.ledger import read_entries
 from vmlib.cores.plan import Policy
 from vmlib.cores.service import Cores, CoreSettings, Notice
@@ -212,8 +213,20 @@ class Node:
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
+    def refusal(self) -> str:
+        """Why nothing in our data directory is ours to touch, in a sentence; "" when all is well."""
+        try:
+            version.expect_ours(self.layout)
+        except version.OtherVersionError as exc:
+            return f"{exc}: {exc.hint}"
+        except OSError as exc:
+            return f"{self.layout.version} cannot be read ({(exc.strerror or str(exc)).lower()})"
+        return ""
+
     def quick_facts(self) -> NodeFacts:
         """What can be said without starting a program."""
+        if refusal := self.refusal():
+            return NodeFacts(problems=(refusal,))
         programs = {"cloud-hypervisor": self.config.ch_binary, "qemu": self.config.qemu_binary}
         allowed = {name: one for name, one in programs.items() if self.config.hypervisor in (name, "auto")}
         missing = allowed and all(find_program(one) is None for one in allowed.values())
@@ -226,6 +239,8 @@ class Node:
 
     async def facts(self) -> NodeFacts:
         """Everything, by real probes. Safe to call again: what did not change is not probed again."""
+        if refusal := await self.offload("probe", self.refusal):
+            return NodeFacts(problems=(refusal,))
         async with self._probing:
             self._offers = await self.offload("probe", probe_offers, hypervisor_settings(self.config))
             # Asks the user database, which may be a directory server that does not answer.
@@ -236,6 +251,7 @@ class Node:
             silence = await self.offload("probe", nfs_probe.silence, exports.values())
             devices = await self.offload("probe", lambda: {one: vfio.look(one) for one in self.config.vfio_allow})
             guest_words = await self.offload("probe", lambda: [*self.keep_shims(), *self._guard_words()])
+            damaged = await self.offload("probe", lambda: [f"{one.found}: {one.cure}" for one in damage(self.layout)])
         offers = self._offers
         usable = offers.usable
         nfs_words = [f"nfs {name}: {exports[name].server}: {why}" for name, why in silence.items() if why]
@@ -249,7 +265,7 @@ class Node:
             nfs=tuple((name, "ro" if one.read_only else "rw") for name, one in exports.items() if not silence[name]),
             problems=() if usable else tuple(offers.reasons),
             vfio=tuple(address for address, one in devices.items() if not isinstance(one, Lack)),
-            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *guest_words, *device_words),
+            warnings=(*((warning,) if warning else ()), *core_words, *nfs_words, *guest_words, *device_words, *damaged),
             cores=cores,
         )
 
@@ -303,6 +319,10 @@ class Node:
         self._can_guard = not lack
         return [f"network {name}: filter = true: {lack}: {guard.CURE}" for name in guarded] if lack else []
 
+    async def repair_cores(self) -> list[Notice]:
+        """The look at all machines' cores."""
+        return await self.offload("cores", lambda: [] if self.refusal() else self.cores.reconcile())
+
     def keep_shims(self, *, wanted: bool = True) -> list[str]:
         """Make the host's own places on its networks, and take away what is ours and not `wanted`, or not any more."""
         mine = Mine(owner=self.owner, run_dir=self.layout.run_dir)
@@ -329,9 +349,10 @@ class Node:
         sweeper = self._sweeper(gone_s=0.0 if self.owner == "dev" else _GONE_S)
         while True:
             try:
-                await self.offload("probe", sweeper.sweep, time.monotonic())
-                if self.owner == "nomad":
-                    await self.offload("probe", self._collect_images)
+                if not await self.offload("probe", self.refusal):
+                    await self.offload("probe", sweeper.sweep, time.monotonic())
+                    if self.owner == "nomad":
+                        await self.offload("probe", self._collect_images)
             except Exception:  # the top of a background task: a bad entry must not end the sweep
                 log.exception("sweep failed")
             await asyncio.sleep(_SWEEP_S)
@@ -345,6 +366,6 @@ class Node:
 
     async def last_sweep(self) -> None:
         """What the embedded host's plugin does before it ends, so that nothing is left of a job."""
-        if self.owner == "dev" and self._sweeping is not None:
+        if self.owner == "dev" and self._sweeping is not None and not self.refusal():
             await self.offload("stop", self._sweeper(gone_s=0.0).sweep, time.monotonic())
             await self.offload("stop", self.keep_shims, wanted=False)

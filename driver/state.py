@@ -1,5 +1,6 @@
 """Our values as Nomad's messages. Pure. Fields that make Nomad's client panic when missing are always set."""
 
+import math
 import time
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -8,7 +9,8 @@ from driver._pb import attribute_pb2
 from driver._pb import driver_pb2 as pb
 from driver.events import TaskEvent
 from driver.fingerprint import Fingerprint, Health, Value
-from driver.stats import Usage
+from vmlib.counters import Memory
+from vmlib.meter import CpuUse, MachineUse, Use
 from vmlib.record import ExitRecord
 
 # Nomad reads "not set" only from this moment, year 1.
@@ -19,8 +21,24 @@ _HEALTH = {
     "unhealthy": pb.FingerprintResponse.UNHEALTHY,
     "healthy": pb.FingerprintResponse.HEALTHY,
 }
-_CPU_FIELDS = (pb.CPUUsage.SYSTEM_MODE, pb.CPUUsage.USER_MODE, pb.CPUUsage.TOTAL_TICKS, pb.CPUUsage.PERCENT)
-_MEMORY_FIELDS = (pb.MemoryUsage.RSS,)
+_Cpu = pb.CPUUsage
+_Memory = pb.MemoryUsage
+_CPU_FIELDS = (
+    ("user_mode", _Cpu.USER_MODE),
+    ("system_mode", _Cpu.SYSTEM_MODE),
+    ("percent", _Cpu.PERCENT),
+    ("total_ticks", _Cpu.TOTAL_TICKS),
+    ("throttled_periods", _Cpu.THROTTLED_PERIODS),
+    ("throttled_time", _Cpu.THROTTLED_TIME),
+)
+_MEMORY_FIELDS = (
+    ("rss", "rss_bytes", _Memory.RSS),
+    ("cache", "cache_bytes", _Memory.CACHE),
+    ("max_usage", "max_usage_bytes", _Memory.MAX_USAGE),
+    ("kernel_usage", "kernel_bytes", _Memory.KERNEL_USAGE),
+    ("usage", "usage_bytes", _Memory.USAGE),
+    ("swap", "swap_bytes", _Memory.SWAP),
+)
 
 
 def timestamp(seconds: float) -> Timestamp:
@@ -82,31 +100,53 @@ def task_status(task_id: str, name: str, started_at: float, ended: ExitRecord | 
     )
 
 
-def resource_usage(used: Usage, *, mhz: float) -> pb.TaskResourceUsage:
+def resource_usage(used: Use, *, mhz: float) -> pb.TaskResourceUsage:
+    """`measured_fields` name exactly what is filled in: Nomad shows no others. Both messages are always set.
+
+    `mhz` is what Nomad counts for a core; 0: nobody knows.
+    """
+    cpu, memory = used.cpu, used.memory
     return pb.TaskResourceUsage(
-        cpu=pb.CPUUsage(
-            user_mode=used.user_percent,
-            system_mode=used.system_percent,
-            percent=used.percent,
-            total_ticks=used.percent / 100 * mhz,
-            measured_fields=_CPU_FIELDS,
-        ),
-        memory=pb.MemoryUsage(rss=used.rss_bytes, measured_fields=_MEMORY_FIELDS),
+        cpu=_Cpu() if cpu is None else _cpu(cpu, mhz), memory=_Memory() if memory is None else _memory(memory)
     )
 
 
-def task_stats(task_id: str, uses: dict[str, Usage], *, mhz: float) -> pb.TaskStatsResponse:
-    """`uses` by process name, `vmm` and `keeper`; their sum is the task's."""
-    total = Usage(
-        sum(used.user_percent for used in uses.values()),
-        sum(used.system_percent for used in uses.values()),
-        sum(used.rss_bytes for used in uses.values()),
+def _cpu(used: CpuUse, mhz: float) -> pb.CPUUsage:
+    values: tuple[float | None, ...] = (
+        used.user_percent,
+        used.system_percent,
+        used.percent,
+        used.percent / 100 * mhz if mhz else None,
+        used.throttled_periods,
+        used.throttled_ns,
     )
+    message, measured = _Cpu(), []
+    for (name, field), value in zip(_CPU_FIELDS, values, strict=True):
+        # One NaN makes Nomad show no number at all of any task.
+        if value is not None and math.isfinite(value):
+            setattr(message, name, value)
+            measured.append(field)
+    message.measured_fields.extend(measured)
+    return message
+
+
+def _memory(used: Memory) -> pb.MemoryUsage:
+    message, measured = _Memory(), []
+    for name, source, field in _MEMORY_FIELDS:
+        value: int | None = getattr(used, source)
+        if value is not None:
+            setattr(message, name, value)
+            measured.append(field)
+    message.measured_fields.extend(measured)
+    return message
+
+
+def task_stats(task_id: str, used: MachineUse, *, mhz: float) -> pb.TaskStatsResponse:
     return pb.TaskStatsResponse(
         stats=pb.TaskStats(
             id=task_id,
             timestamp=timestamp(time.time()),
-            agg_resource_usage=resource_usage(total, mhz=mhz),
-            resource_usage_by_pid={name: resource_usage(used, mhz=mhz) for name, used in uses.items()},
+            agg_resource_usage=resource_usage(used.total, mhz=mhz),
+            resource_usage_by_pid={name: resource_usage(part, mhz=mhz) for name, part in used.parts.items()},
         )
     )

@@ -12,6 +12,7 @@ from driver._pb import driver_pb2 as pb
 from driver.events import EventHub, TaskEvent
 from driver.offload import Offload
 from vmlib.errors import HypervisorError
+from vmlib.kinds import EventKind
 from vmlib.record import ExitRecord
 from vmlib.running import Machine
 
@@ -89,11 +90,11 @@ class Store:
             task.ended.set_result(record or _destroyed(task))
         task.forgotten.set()
 
-    def tell(self, task: Task, message: str, **annotations: str) -> None:
+    def tell(self, task: Task, message: str, *, kind: EventKind, **annotations: str) -> None:
         """Send an event of ours about a task."""
-        self._publish(task.config, message, time.time(), annotations)
+        self._publish(task.config, message, time.time(), {"kind": kind, **annotations})
 
-    def announce(self, config: pb.TaskConfig, message: str, kind: str) -> None:
+    def announce(self, config: pb.TaskConfig, message: str, kind: EventKind) -> None:
         """Send an event of ours about a task that is on its way, and not known here yet."""
         self._publish(config, message, time.time(), {"kind": kind})
 

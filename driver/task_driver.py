@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
 import signal
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -14,38 +16,42 @@ import grpc.aio
 from driver import links, task_shown, translate
 from driver._pb import base_pb2, driver_pb2_grpc
 from driver._pb import driver_pb2 as pb
+from driver.agents import Agents
 from driver.config_plugin import decode_plugin_config
 from driver.config_task import decode_task_config
 from driver.decode import Complaints
 from driver.errors import NotFoundError, UnimplementedError, rpc
 from driver.events import EventHub
+from driver.execs import Execs
 from driver.fingerprint import fingerprint
 from driver.handle import Handle
+from driver.keys import task_spec
 from driver.link_watch import LinkWatch
 from driver.namespaces import processes_in
 from driver.node import Node
 from driver.offload import LaneName, Offload
-from driver.schema import task_spec
-from driver.signals import signal_action, understood
+from driver.signals import asks_to_stop, full_name, short_time, signal_action, stops_at_once, understood
 from driver.state import capabilities, exit_result, fingerprint_response, task_event, task_stats, task_status
-from driver.stats import Sample, host_mhz, mhz_of, usage
+from driver.stats import host_mhz, mhz_of
 from driver.store import Store, Task
+from driver.ticker import Ticker
 from driver.watch import CoresWatch
 from vmlib.cores.service import Notice
 from vmlib.disk.nfs import exports_of
 from vmlib.errors import HostError, HypervisorError, SpecError, VmError
-from vmlib.ladder import ladder
+from vmlib.ladder import ladder, sentence
+from vmlib.meter import Meter
 from vmlib.resolvers import host_name_servers
 
 log = logging.getLogger(__name__)
 
 _REPROBE_S = 30.0
 _EARLIER_SIGNAL_S = 5.0  # for the VMM to answer it
+_ANNOUNCE_AGAIN_S = 1.0  # to a keeper that did not hear, which takes as long
 _LAST_WORDS_S = 2.0  # for a keeper to tell the end of a VMM that is gone
 _TASK_ID = re.compile(r"(?P<alloc>[^/]+)/(?P<task>.+)/(?P<start>[0-9a-f]{8})", re.DOTALL)
-# Nomad passes it on in a websocket's close frame, which holds 123 bytes: a longer text arrives as `unexpected EOF`.
-_NO_EXEC = "exec is not built yet in this version of chv, use SSH to the guest"
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -59,7 +65,11 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         self.store = Store(self.events, self.offload, on_event=self._on_keeper_event)
         self.watch = CoresWatch(self._look_at_cores, self._tell_notice, self.node.watched)
         self.links = LinkWatch(self.offload, lambda task, text, kind: self.store.tell(task, text, kind=kind))
+        self.ticker: Ticker[pb.TaskStatsResponse] = Ticker(lambda work: self.offload("stats", work))
+        self.agents = Agents(self.offload, lambda task, text, kind: self.store.tell(task, text, kind=kind))
+        self.execs = Execs(self.agents, self._known)
         self._starting: dict[str, asyncio.Task[Task]] = {}
+        self._unwanted: set[str] = set()  # tasks that are to be destroyed as soon as they have started
         self._notes: set[asyncio.Future[None]] = set()
         self._parent = os.getppid()
         self._host_fd: int | None = None
@@ -128,9 +138,10 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
 
     async def _leave(self) -> None:
         log.warning("the embedded host is gone: ending its %d machines", len(self.store))
+        self.agents.close()  # no start waits for one any more
         await asyncio.gather(*self._starting.values(), return_exceptions=True)
         for task in self.store.tasks():
-            self.links.drop(task.id)
+            self._let_go(task)
         machines = [task.machine for task in self.store.tasks()]
         await asyncio.gather(*(self.offload("stop", one.destroy) for one in machines), return_exceptions=True)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -141,7 +152,7 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             yield task_event(event)
 
     async def _look_at_cores(self) -> list[Notice]:
-        return await self.offload("cores", self.node.cores.reconcile)
+        return await self.node.repair_cores()
 
     def _tell_notice(self, notice: Notice) -> None:
         task = self.store.get(notice.machine_id)
@@ -162,9 +173,9 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
     @rpc
     async def StartTask(self, request: pb.StartTaskRequest, context: Context) -> pb.StartTaskResponse:
         config = request.task
+        starting = self._starting.get(config.id)
         task = self.store.get(config.id)
-        if task is None:
-            starting = self._starting.get(config.id)
+        if task is None or starting is not None:  # a task that waits for its guest is known already
             if starting is None:
                 starting = asyncio.create_task(self._start(config), name=f"start {config.id}")
                 self._starting[config.id] = starting
@@ -229,7 +240,25 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         level = "shared" if view is None else view.entry.level
         if found := translate.lints(config, options, spec.nics, level=level, mhz_floor=self.node.mhz_floor):
             self.store.tell(task, f"lint: {'; '.join(found)}", kind="lint")
+        self.agents.add(task)
+        if options.wait_for == "agent" and config.id not in self._unwanted:
+            try:
+                await self.agents.wait_for(task)
+            except VmError:
+                await self._take_back(task)
+                raise
         return task
+
+    def _let_go(self, task: Task) -> None:
+        """Before its machine is taken back."""
+        self.agents.drop(task.id)
+        self.links.drop(task.id)
+
+    async def _take_back(self, task: Task) -> None:
+        self._let_go(task)
+        await self.offload("stop", task.machine.destroy)
+        await self.store.forget(task.id)
+        self.watch.wake()
 
     def _task_handle(self, task: Task) -> pb.TaskHandle:
         return pb.TaskHandle(
@@ -244,7 +273,9 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             # Reads two small files in the data directory: neither the VMM, its disks nor a network is touched.
             machine = await self.offload("recover", self.node.machines(handle.layout).recover, handle.name, config.id)
             if self.store.get(config.id) is None:  # a second call may have been faster
-                self.links.add(self.store.add(config, machine), fresh=False)
+                task = self.store.add(config, machine)
+                self.links.add(task, fresh=False)
+                self.agents.add(task)
                 if handle.layout != self.node.layout:  # the operator has changed data_dir since
                     try:
                         await self.offload("recover", self.node.cores.adopt, handle.layout.ledger, machine.id)
@@ -266,16 +297,24 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             task = await self._find_again(request.task_id)
         if task is None:
             return pb.StopTaskResponse()
+        at_once = stops_at_once(request.signal)
+        if not at_once and not asks_to_stop(request.signal):
+            log.warning(
+                "kill_signal %s means no stop to a machine, pressing its power button task=%s", request.signal, task.id
+            )
         async with task.stopping:
-            await self._stop(task, timeout_s, at_once=signal_action(request.signal) == "kill")
+            await self._stop(task, timeout_s, at_once=at_once)
         return pb.StopTaskResponse()
 
     async def _stop(self, task: Task, timeout_s: float, *, at_once: bool) -> None:
+        advice = "" if at_once else short_time(timeout_s)
         # A dev agent that is stopped asks for this and ends us at once.
         if at_once:
             timeout_s = 0.0
-        await self.offload("stop", task.machine.announce_stop, timeout_s)
+        # A keeper that hangs costs no time: it is told while the guest is asked, and then nothing more.
+        announced = asyncio.create_task(self._announce_stop(task, timeout_s), name=f"announce {task.id}")
         steps: list[asyncio.Task[None]] = []
+        heard, forced = True, ""
         for rung in ladder(timeout_s):
             if task.ended.done() or not task.machine.running():
                 break
@@ -285,40 +324,58 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             if rung.forced or all(step.done() for step in steps):
                 # A VMM or a keeper that does not answer gets no more time than one that does.
                 lane: LaneName = "ask" if rung.asks else "stop"
-                steps.append(asyncio.create_task(self.offload(lane, task.machine.climb, rung, timeout_s)))
+                if rung.forced:
+                    heard, forced = await announced, sentence(rung, timeout_s, advice=advice)
+                climb = functools.partial(task.machine.climb, rung, timeout_s, advice=advice, heard=heard)
+                steps.append(asyncio.create_task(self.offload(lane, climb)))
             await asyncio.wait((task.ended,), timeout=rung.wait_s)
+        heard = await announced
         if not task.ended.done():
             await asyncio.gather(*steps)
-            await asyncio.wait((task.ended,), timeout=_LAST_WORDS_S)
+            await asyncio.wait((task.ended,), timeout=_LAST_WORDS_S if heard else 0.0)
         if not task.ended.done() and not task.machine.running():
             # Its keeper hangs, or it would have told the end.
-            record = await self.offload("stop", task.machine.settle)
+            settle = functools.partial(task.machine.settle, patience_s=_LAST_WORDS_S if heard else 0.0, forced=forced)
+            record = await self.offload("stop", settle)
             if record is not None and not task.ended.done():
                 task.ended.set_result(record)
         if not task.ended.done():
             raise HostError(f"machine of task {task.id} survives SIGKILL", hint="look at its VMM's state in ps")
 
+    async def _announce_stop(self, task: Task, timeout_s: float) -> bool:
+        """Until the keeper hears, which may be the next one, but no longer than the guest has; whether it did."""
+        clock = asyncio.get_running_loop()
+        stop_by = clock.time() + timeout_s
+        while not await self.offload("stop", task.machine.announce_stop, max(0.0, stop_by - clock.time())):
+            if clock.time() + 2 * _ANNOUNCE_AGAIN_S > stop_by:
+                return False
+            await asyncio.wait((task.ended,), timeout=_ANNOUNCE_AGAIN_S)
+            if task.ended.done() or not task.machine.running():
+                return False
+        return True
+
     @rpc
     async def DestroyTask(self, request: pb.DestroyTaskRequest, context: Context) -> pb.DestroyTaskResponse:
         if (starting := self._starting.get(request.task_id)) is not None:
+            self._unwanted.add(request.task_id)
+            self.agents.drop(request.task_id)  # so that it does not wait for one
             await asyncio.gather(starting, return_exceptions=True)
+            self._unwanted.discard(request.task_id)
         task = self.store.get(request.task_id)
         if task is None:
             await self._destroy_unknown(request.task_id)
             return pb.DestroyTaskResponse()
         if not task.ended.done() and not request.force:
             raise SpecError(f"task {task.id} still runs", hint="stop it first, or use force")
-        machine = task.machine
-        self.links.drop(task.id)
-        await self.offload("stop", machine.destroy)
-        await self.store.forget(task.id)
-        self.watch.wake()
+        await self._take_back(task)
         return pb.DestroyTaskResponse()
 
     async def _find_again(self, task_id: str) -> Task | None:
         """A task that was not recovered may still have its machine, which has a right to its time."""
         if (name := _machine_name(task_id)) is None:
             return None
+        if refusal := await self.offload("recover", self.node.refusal):
+            raise HostError(refusal)
         machine = await self.offload("recover", self.node.machines().find, name)
         if machine is None or machine.id != task_id:
             return None
@@ -346,16 +403,19 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
     async def TaskStats(self, request: pb.TaskStatsRequest, context: Context) -> AsyncIterator[pb.TaskStatsResponse]:
         task = self._known(request.task_id)
         interval_s = max(0.1, request.collection_interval.seconds + request.collection_interval.nanos / 1e9)
-        before: dict[str, Sample | None] = {}
-        while not task.ended.done():
-            now = await self.offload("stats", task_shown.samples, task.machine)
-            if now:
-                uses = {name: usage(before.get(name), taken) for name, taken in now.items()}
-                before = dict(now)
-                yield task_stats(task.id, uses, mhz=self.node.mhz)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(interval_s):
-                    await asyncio.shield(task.ended)
+        meter = Meter(task.machine.counter().read)
+
+        def take() -> pb.TaskStatsResponse | None:
+            used = meter.take()
+            return None if used is None else task_stats(task.id, used, mhz=self.node.mhz)
+
+        with self.ticker.stream(take, interval_s) as answers:
+            task.ended.add_done_callback(answers.end)
+            try:
+                async for answer in answers:
+                    yield answer
+            finally:
+                task.ended.remove_done_callback(answers.end)
         # A stream that ends is called again at once; this one waits until the task is forgotten.
         await task.forgotten.wait()
 
@@ -375,14 +435,13 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
             case "kill":
                 await self.offload("stop", machine.kill)
             case "agent":
-                raise UnimplementedError(
-                    f"signal {request.signal}: is for the guest agent, which is not built yet; now: {understood()}"
-                )
+                name = full_name(request.signal)
+                await self.agents.signal(task, name, wake=lambda: self._ask(task, machine.resume_if_paused))
             case None:
                 raise SpecError(f"signal {request.signal}: means nothing to a machine, expected one of {understood()}")
         return pb.SignalTaskResponse()
 
-    async def _ask(self, task: Task, question: Callable[[], None]) -> None:
+    async def _ask(self, task: Task, question: Callable[[], T]) -> T:
         """One after the other: a VMM that hangs holds one thread, however often it is signalled."""
         try:
             async with asyncio.timeout(_EARLIER_SIGNAL_S):
@@ -390,24 +449,21 @@ class TaskDriver(driver_pb2_grpc.DriverServicer):
         except TimeoutError:
             raise HypervisorError("the VMM has not answered an earlier signal yet") from None
         try:
-            await self.offload("ask", question)
+            return await self.offload("ask", question)
         finally:
             task.asking.release()
 
     @rpc
     async def ExecTask(self, request: pb.ExecTaskRequest, context: Context) -> pb.ExecTaskResponse:
-        raise UnimplementedError(_NO_EXEC)
+        return await self.execs.run(request)
 
     @rpc
     async def ExecTaskStreaming(
         self, requests: AsyncIterator[pb.ExecTaskStreamingRequest], context: Context
     ) -> AsyncIterator[pb.ExecTaskStreamingResponse]:
-        # Not before its setup was read: a client that cannot send it reports an end of file and hides our text.
-        async for _ in requests:
-            raise UnimplementedError(_NO_EXEC)
-        answers: tuple[pb.ExecTaskStreamingResponse, ...] = ()
-        for answer in answers:
-            yield answer  # makes this a stream
+        async with contextlib.aclosing(self.execs.stream(requests)) as answers:
+            async for answer in answers:
+                yield answer
 
     @rpc
     async def CreateNetwork(self, request: pb.CreateNetworkRequest, context: Context) -> pb.CreateNetworkResponse:

@@ -1,14 +1,10 @@
-"""What a running task shows of its machine: its attributes, and what its processes have used."""
+"""What InspectTask tells of a task's machine."""
 
-import time
-
-from driver.stats import Sample, sample
-from vmlib.process import load_identity
 from vmlib.running import Machine
 
 
 def attributes(machine: Machine) -> dict[str, str]:
-    """Of InspectTask: what the machine is, where its vCPUs run, and its interfaces."""
+    """What the machine is, where its vCPUs run, and its interfaces."""
     record = machine.record
     return {
         "hypervisor": record.hypervisor,
@@ -44,11 +40,3 @@ def _cores_attributes(machine: Machine) -> dict[str, str]:
         "cores_repaired": str(entry.repairs),
         **{f"vcpu{vcpu}": str(cpu) for vcpu, cpu in enumerate(entry.placement.vcpus)},
     }
-
-
-def samples(machine: Machine) -> dict[str, Sample]:
-    """One look at the machine's processes; empty when it is gone."""
-    now = time.monotonic()
-    processes = {"vmm": machine.vmm_identity, "keeper": load_identity(machine.run.keeper)}
-    taken = {name: sample(who, now) for name, who in processes.items() if who is not None}
-    return {name: one for name, one in taken.items() if one is not None}

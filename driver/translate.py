@@ -78,6 +78,7 @@ def machine_spec(
         mounts=_mounts(complaints, task, options),
         tpm=options.tpm,
         seed=_seed(finder, task, options, nics),
+        agent=_has_agent(options),
         nics=nics,
         cores=cores,
         memory_max_mib=_memory_max_mib(task),
@@ -325,10 +326,14 @@ def _labels(task: pb.TaskConfig) -> dict[str, str]:
 
 
 def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig, nics: Sequence[NicSpec]) -> SeedSpec | None:
-    """Only for a job that needs it: a guest that knows no cloud-init sees no disk it did not ask for."""
+    """Only for a job that needs it: a guest that knows no cloud-init sees no disk it did not ask for.
+
+    An image is taken to know it, so the agent is a reason for one; a kernel's initrd is not.
+    """
     hostname = options.hostname or links.group_hostname(task)
     for_guest = (hostname, options.ssh_authorized_keys, options.user_data, options.network_config)
-    if not any(for_guest) and not options.share and not task.mounts and not links.need_seed(nics):
+    for_agent = _has_agent(options) and (options.image or options.wait_for == "agent")
+    if not any((*for_guest, options.share, task.mounts, links.need_seed(nics), for_agent)):
         return None
     user_data, user_data_file = None, None
     if is_inline(options.user_data):
@@ -344,7 +349,12 @@ def _seed(finder: _Finder, task: pb.TaskConfig, options: TaskConfig, nics: Seque
         user_data_file=user_data_file,
         network_config=options.network_config.encode() if options.network_config else None,
         environment={**task.device_env, **task.env},
+        agent=_has_agent(options),
     )
+
+
+def _has_agent(options: TaskConfig) -> bool:
+    return options.agent and options.guest_os == "linux"
 
 
 # -- resources -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ job "group-network" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 http=8080"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check http=8080"
         placement = "shared"
 
         network_interface {

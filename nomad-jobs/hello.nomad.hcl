@@ -14,7 +14,7 @@ job "hello" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 poweroff"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check poweroff"
         placement = "shared"
       }
 

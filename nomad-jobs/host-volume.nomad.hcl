@@ -48,7 +48,7 @@ job "host-volume" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 mount=chv:srv-data:/data mount=chv:srv-fixed:/fixed get=/data/in put=/data/out:done get=/fixed/in put=/fixed/in:changed poweroff"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check mount=chv:srv-data:/data mount=chv:srv-fixed:/fixed get=/data/in put=/data/out:done get=/fixed/in put=/fixed/in:changed poweroff"
         placement = "shared"
       }
 

@@ -14,7 +14,7 @@ job "nfs-data" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 read=there read=copied write=copied:changed read=copied poweroff"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check read=there read=copied write=copied:changed read=copied poweroff"
         placement = "shared"
 
         disk {

@@ -14,7 +14,7 @@ job "persistent" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 read=data write=data:kept poweroff"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check read=data write=data:kept poweroff"
         placement = "shared"
 
         disk {

@@ -10,7 +10,7 @@ job "service" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check"
         placement = "shared"
       }
 

@@ -15,7 +15,7 @@ job "share" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 mount=chv:local:/local mount=chv:secrets:/secrets mount=chv:alloc:/alloc put=/local/greeting:hello put=/secrets/key:s3cret put=/alloc/data/result:42 get=/secrets/key poweroff"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check mount=chv:local:/local mount=chv:secrets:/secrets mount=chv:alloc:/alloc put=/local/greeting:hello put=/secrets/key:s3cret put=/alloc/data/result:42 get=/secrets/key poweroff"
         placement = "shared"
         share     = ["local", "secrets", "alloc"]
       }

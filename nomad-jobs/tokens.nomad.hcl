@@ -15,7 +15,7 @@ job "tokens" {
       config {
         kernel  = "${meta.chv_guest}/vmlinuz"
         initrd  = "${meta.chv_guest}/initrd.img"
-        cmdline = "console=ttyS0 quiet panic=-1 sleep=3 poweroff"
+        cmdline = "console=ttyS0 quiet panic=-1 no_timer_check sleep=3 poweroff"
       }
 
       resources {

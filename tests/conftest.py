@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import needs
 from tests import setup as machine_setup
-from tests.guest import build
+from tests.guest import archive, build
 
 # How long an example takes says something about the machine, not about what is tested.
 settings.register_profile("chv", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,6 +21,7 @@ settings.load_profile("chv")
 
 TESTS = Path(__file__).parent
 _TEST_S = 180.0
+_CLEAN_UP_S = 30.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,7 +75,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
-    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), _TEST_S))
+    own = pyfuncitem.get_closest_marker("timeout")  # a test with a limit of its own, as a soak, has it here as well
+    limit_s = _TEST_S if own is None else max(_TEST_S, float(own.args[0]) - _CLEAN_UP_S)
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), limit_s))
     return True
 
 
@@ -88,6 +91,9 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     )
     if empty:
         raise pytest.UsageError(f"no tests in {', '.join(empty)}, which CHV_TEST_REQUIRE asks for")
+    if hasattr(config, "workerinput"):
+        # Side by side, what boots a whole distribution begins first: at the end everybody would wait for it alone.
+        items.sort(key=lambda item: "cloud-image" not in needs_of(item))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,7 +127,7 @@ def guest(cache: Path) -> build.Guest:
     """Kernel, initrd and disk images of the test guest. What it does is in tests/guest/README.md."""
     try:
         return build.ensure(cache)
-    except build.BuildError as exc:
+    except archive.BuildError as exc:
         if "qemu" in needs.required():
             raise
         pytest.skip(f"needs the test guest: {exc}")

@@ -4,6 +4,7 @@
 FOR_AGENTS = {
     "tokens": "block device in resources: not supported by chv dev",
     "cloud-image": "block template in task: not supported by chv dev",
+    "guest-agent": "block template in task: not supported by chv dev",
     "count": "count = 3: chv dev runs one",
     "host-volume": "block volume in group: not supported by chv dev",
     "group-network": "block service in group: not supported by chv dev",

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -114,6 +115,14 @@ def _cloud_image() -> str:
     return f"no Debian image of this version in {machine_setup.cache_dir()}: `python3 tests/setup.py cloud` builds one"
 
 
+def _strace() -> str:
+    """For tests that look at system calls; some containers let nobody trace."""
+    if _find("strace") is None:
+        return "no strace: `python3 tests/setup.py network` installs it"
+    traced = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True, check=False)
+    return "" if traced.returncode == 0 else f"strace: {traced.stderr.strip()[-200:]}"
+
+
 def _go() -> str:
     return "" if find_go() else "no go on PATH and none beside this Python"
 
@@ -181,6 +190,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "go": _go,
     "nomad": _nomad,
     "root": _root,
+    "strace": _strace,
     "cgroup": _cgroup,
     "cgroup2": _cgroup2,
     "kvm": _kvm,

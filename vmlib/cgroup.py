@@ -22,6 +22,7 @@ from vmlib.errors import HostError
 _TOP_V2 = "chv.slice"
 _TOP_V1 = "chv"
 _TOP = re.compile(r"chv(-[a-z0-9]+)*(\.slice)?")
+_MARK = "trusted.chv"  # an extended attribute, as systemd has them on its own groups
 _CONTROLLERS = ("cpuset", "cpu", "memory", "pids")
 _SHARES = (2, 262144)  # v1's least and most
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -191,16 +192,21 @@ def prepare(
     cpus: Iterable[int] = (),
     mems: Iterable[int] = (),
     keeper_cpus: Iterable[int] = (),
+    mark: str = "",
 ) -> None:
     """Make a machine's groups with all that its processes may use, before there are any. Raises HostError.
 
-    Every write is read back. Empty `cpus`, `mems` or `keeper_cpus` stand for all that there is. What a host without
-    the controller cannot limit is not limited; the layout's `reason` names it.
+    They bear the `mark`, where this host lets us. Every write is read back. Empty `cpus`, `mems` or `keeper_cpus` stand
+    for all that there is. What a host without the controller cannot limit is not limited; the layout's `reason` names
+    it.
     """
     leaves = (*groups.vmm, *groups.keeper)
     for path in leaves:
         _expect_ours(path)
         _make(path)
+    for group in {path.parent for path in leaves} if mark else ():
+        with contextlib.suppress(OSError):  # not root, or a kernel without: they are then found by journal and record
+            os.setxattr(group, _MARK, mark.encode())
     _pass_on(groups)
     if groups.cpuset is not None and groups.keeper_cpuset is not None:
         for leaf, own in ((groups.cpuset, frozenset(cpus)), (groups.keeper_cpuset, frozenset(keeper_cpus))):
@@ -213,6 +219,17 @@ def prepare(
                 cpuset.write_mems(leaf, nodes)
                 cpuset.write_cpus(leaf, own)
     _limit(groups, limits)
+
+
+def marked(key: str = "*") -> list[tuple[Path, str]]:
+    """Every group of a machine that bears a mark, in each hierarchy, and the mark; with a `key` only that machine's."""
+    found = []
+    for ours in read_layout().tops:
+        for top in filter(lambda path: _TOP.fullmatch(path.name), sorted(ours.parent.glob("chv*"))):
+            for group in sorted(top.glob(key)):
+                with contextlib.suppress(OSError):  # none, no group, or gone meanwhile
+                    found.append((group, os.getxattr(group, _MARK).decode(errors="replace")))
+    return found
 
 
 def weight_of(shares: int) -> int:

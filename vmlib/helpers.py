@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
-from vmlib import cpuset, probe
+from vmlib import cpuset, files, probe
 from vmlib.cgroup import MachineGroups
 from vmlib.errors import HostError
-from vmlib.keeper.plan import HelperPlan
+from vmlib.keeper.plan import Cage, HelperPlan
+from vmlib.limits import TPM_LIMITS
 from vmlib.net.passt import passt_argv
-from vmlib.paths import RunPaths
+from vmlib.paths import Layout, RunPaths
 from vmlib.probe import Program
 from vmlib.resolvers import host_name_servers
 from vmlib.resources import Credentials, Resources, ShareAttachment, StreamNic, TpmAttachment
@@ -24,7 +25,7 @@ _NOBODY = 65534
 _FIRST_VERSION_IN_C = 5
 
 
-def plans(res: Resources, run: RunPaths, groups: MachineGroups) -> list[HelperPlan]:
+def plans(res: Resources, run: RunPaths, groups: MachineGroups, layout: Layout) -> list[HelperPlan]:
     """All helpers of a machine. Raises HostError when a program that is needed is not there."""
     made = []
     if res.shares:
@@ -36,7 +37,7 @@ def plans(res: Resources, run: RunPaths, groups: MachineGroups) -> list[HelperPl
         swtpm = probe.swtpm_program()
         if swtpm.why_not:
             raise HostError(f"tpm = true: {swtpm.why_not}", hint=probe.SWTPM_CURE)
-        made.append(tpm_helper(res.tpm, swtpm.path, res.credentials, groups))
+        made.append(tpm_helper(res.tpm, swtpm.path, res.credentials, groups, layout))
     routed = [nic for nic in res.nics if isinstance(nic, StreamNic)]
     if routed:
         passt = probe.passt_program()
@@ -80,8 +81,14 @@ def _virtiofsd_argv(virtiofsd: Program, directory: str) -> list[str]:
     ]
 
 
-def tpm_helper(tpm: TpmAttachment, swtpm: str, credentials: Credentials, groups: MachineGroups) -> HelperPlan:
-    """A swtpm as the VMM's user. It opens its state through a descriptor, because others cannot walk to it."""
+def tpm_helper(
+    tpm: TpmAttachment, swtpm: str, credentials: Credentials, groups: MachineGroups, layout: Layout
+) -> HelperPlan:
+    """A swtpm as the VMM's user, shut in as that is.
+
+    It opens its state through a descriptor, because others cannot walk to it.
+    """
+    hides = [str(layout.data_dir), str(layout.run_dir)]
     return HelperPlan(
         name=tpm.name,
         what="swtpm of the TPM",
@@ -99,6 +106,9 @@ def tpm_helper(tpm: TpmAttachment, swtpm: str, credentials: Credentials, groups:
         directories={"state": str(tpm.state_dir)},
         uid=credentials.uid,
         gid=credentials.gid,
+        cage=Cage(hides=hides) if probe.may_shut_in() else None,
+        filtered=True,
+        limits=TPM_LIMITS,
         cgroups=_cgroups(groups),
         seat=_seat(groups),
     )
@@ -140,7 +150,7 @@ def _seat(groups: MachineGroups) -> str:
 
 def make_tpm_dir(path: Path, credentials: Credentials) -> TpmAttachment:
     """The directory in which a TPM remembers, given to whoever the VMM runs as this time."""
-    path.mkdir(mode=0o700, exist_ok=True)
+    files.make_directory(path)
     for one in (path, *path.iterdir()):
         os.chown(one, credentials.uid, credentials.gid, follow_symlinks=False)
     return TpmAttachment(name="tpm", state_dir=path)

@@ -7,10 +7,13 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from vmlib.aside import set_aside
+from vmlib.files import parse_json, read_own, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +38,21 @@ class Journal:
 
     def note(self, action: str, **args: str) -> None:
         """Record how to take back what is about to be made."""
+        self.note_all(action, [args])
+
+    def note_all(self, action: str, several: Iterable[Mapping[str, str]]) -> None:
+        """The same for things of one kind, in one go."""
         assert action in self._actions, action
-        line = json.dumps({"action": action, "args": args}) + "\n"
+        line = "".join(json.dumps({"action": action, "args": dict(args)}) + "\n" for args in several)
+        new = not self._path.exists()
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             if os.write(fd, line.encode()) != len(line):
                 # A disk that is nearly full takes a part of it without a word.
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(fd)
+            if new:
+                sync_directory(self._path.parent)
         except OSError as exc:
             exc.filename = str(self._path)
             raise
@@ -51,31 +61,39 @@ class Journal:
 
     def pending(self) -> list[Undo]:
         """What is still to be taken back, oldest first. A last line that was cut by a crash does not count."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[Undo], str]:
+        """What can be read, and what is wrong with the rest in words: nothing when a crash cut the last line short."""
         try:
-            lines = self._path.read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        undos = []
-        for line in lines:
+            lines = read_own(self._path).split(b"\n")
+        except (FileNotFoundError, NotADirectoryError):
+            return [], ""
+        except ValueError as exc:
+            return [], str(exc)
+        undos, wrong = [], ""
+        for number, line in enumerate(lines, start=1):
             try:
-                data = json.loads(line)
-            except ValueError:
-                # The process died in the middle of this line, so before it made what the line is about.
-                log.warning("journal line cut short path=%s", self._path)
-                continue
-            undos.append(Undo(data["action"], data["args"]))
-        return undos
+                undos.append(_undo(line))
+            except ValueError as exc:
+                # In the last one the process died, so before it made what the line is about.
+                if number < len(lines):
+                    wrong = wrong or f"line {number}: {exc}"
+        return undos, wrong
 
     def unwind(self) -> list[Exception]:
         """Undo everything, newest first. One failure does not stop the rest; the journal is kept until all worked."""
         failures: list[Exception] = []
-        for undo in reversed(self.pending()):
+        undos, wrong = self._read()
+        for undo in reversed(undos):
             try:
                 self._actions[undo.action](**undo.args)
             except Exception as exc:  # noqa: BLE001  one failed undo must not stop the rest
                 log.warning("undo failed action=%s args=%s: %s", undo.action, dict(undo.args), exc)
                 failures.append(exc)
-        if not failures:
+        if not failures and wrong:
+            set_aside(self._path, wrong)
+        elif not failures:
             self._path.unlink(missing_ok=True)
         return failures
 
@@ -87,3 +105,11 @@ class Journal:
         except BaseException:
             self.unwind()
             raise
+
+
+def _undo(line: bytes) -> Undo:
+    """Raises ValueError for what is none."""
+    match parse_json(line):
+        case {"action": str(action), "args": dict(args)} if all(isinstance(value, str) for value in args.values()):
+            return Undo(action, args)
+    raise ValueError("no undo")

@@ -40,9 +40,10 @@ def ladder(timeout_s: float) -> tuple[Rung, ...]:
     )
 
 
-def sentence(rung: Rung, timeout_s: float) -> str:
-    """The event of a forced step, and the message of an end by force."""
+def sentence(rung: Rung, timeout_s: float, *, advice: str = "") -> str:
+    """The event of a forced step, and the message of an end by force. `advice` is what its reader may do about it."""
+    tail = f"; {advice}" if advice else ""
     how = {"quit": "the VMM was told to quit", "terminate": "SIGTERM to the VMM", "kill": "SIGKILL to the VMM"}
     if timeout_s <= 0:
-        return f"forced off: the guest had no time to power off, {how[rung.step]}"
-    return f"forced off: the guest did not power off within {timeout_s:g} s, {how[rung.step]}"
+        return f"forced off: the guest had no time to power off, {how[rung.step]}{tail}"
+    return f"forced off: the guest did not power off within {timeout_s:g} s, {how[rung.step]}{tail}"

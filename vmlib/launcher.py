@@ -15,57 +15,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Isolated mode knows no site-packages; the library is found from where this file lies.
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vmlib import cage, mounts, syscall_filter
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWNET = 0x40000000
-_MS_REC = 0x4000
-_MS_SLAVE = 1 << 19
-_SYS_OPEN_TREE = 428
-_SYS_MOVE_MOUNT = 429
-_SYS_MOUNT_SETATTR = 442
-_AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
-_AT_RECURSIVE = 0x8000
-_OPEN_TREE_CLONE = 1
-_MOVE_MOUNT_F_EMPTY_PATH = 4
-_MOUNT_ATTR_RDONLY = 1
-_MOUNT_ATTR_NOSUID = 2
-_MOUNT_ATTR_NODEV = 4
-
-_libc = ctypes.CDLL(None, use_errno=True)
+# No root by itself is anything to it, whatever it comes to run: NOROOT and NO_CAP_AMBIENT_RAISE, both for good.
+_NO_ROOT = 0xC3
 
 
 def _prctl(option: int, value: int, more: int = 0) -> None:
-    if _libc.prctl(option, value, more, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), f"prctl {option}")
-
-
-class _MountAttr(ctypes.Structure):
-    """struct mount_attr of mount_setattr(2)."""
-
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
-
-
-def _call(what: str, number: int, *args: Any) -> int:
-    done = int(_libc.syscall(number, *args))
-    if done < 0:
-        code = ctypes.get_errno()
-        needs = " (Linux 5.12 or later is needed)" if code == errno.ENOSYS else ""
-        raise OSError(code, os.strerror(code) + needs, what)
-    return done
+    mounts.expect(mounts.libc.prctl(option, value, more, 0, 0), f"prctl {option}")
 
 
 def mount_for_ourselves(directory: int, at: str, *, readonly: bool) -> None:
@@ -74,35 +44,18 @@ def mount_for_ourselves(directory: int, at: str, *, readonly: bool) -> None:
     The kernel refuses writes through a read-only one whatever its user does: the mount outlives every privilege that
     could change it. What the host unmounts goes away here, too.
     """
-    tree = _call(
-        "open_tree",
-        _SYS_OPEN_TREE,
-        directory,
-        b"",
-        ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | _AT_RECURSIVE),
-    )
-    attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | (_MOUNT_ATTR_RDONLY if readonly else 0)
-    wanted = _MountAttr(attributes, 0, _MS_SLAVE, 0)
-    flags = ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE)
-    _call("mount_setattr", _SYS_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
-    for what, failed in (
-        ("unshare", _libc.unshare(_CLONE_NEWNS)),
-        ("mount", _libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None)),
-    ):
-        if failed:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), what)
-    _call(
-        at, _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(at), ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
-    )  # fmt: skip
-    os.close(tree)
+    tree = mounts.clone_tree(at, fd=directory)
+    attributes = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | (mounts.ATTR_RDONLY if readonly else 0)
+    mounts.set_attributes(tree, attributes, "mount_setattr")
+    mounts.leave_for_own(mounts.CLONE_NEWNS)
+    mounts.attach(tree, at)
 
 
 def enter_network(path: str) -> None:
     """Enter the network namespace of that file. Only its root may, so this comes before privileges are dropped."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _libc.setns(fd, _CLONE_NEWNET) != 0:
+        if mounts.libc.setns(fd, mounts.CLONE_NEWNET) != 0:
             code = ctypes.get_errno()
             reason = "is no network namespace" if code == errno.EINVAL else os.strerror(code)
             raise OSError(code, reason, path)
@@ -116,6 +69,17 @@ def allow_locked_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
     except ValueError as exc:  # how Python says that
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), "setrlimit memlock") from exc
+
+
+def limit(limits: dict[str, int]) -> None:
+    """Set resource limits by name. One that is lower already, and that we may not raise, stays."""
+    for name, value in limits.items():
+        which = getattr(resource, f"RLIMIT_{name.upper()}")
+        try:
+            resource.setrlimit(which, (value, value))
+        except ValueError:
+            hard = resource.getrlimit(which)[1]
+            resource.setrlimit(which, (min(value, hard), hard))
 
 
 def substitute(argv: list[str], fds: dict[str, int]) -> list[str]:
@@ -133,12 +97,13 @@ def _save_identity(path: Path) -> None:
     beside.rename(path)
 
 
-def _drop_privileges(uid: int, gid: int, groups: list[int], kept: list[int]) -> None:
-    last_cap = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+def _drop_privileges(uid: int, gid: int, groups: list[int], kept: list[int], *, last_cap: int) -> None:
     if os.geteuid() == 0:
         for cap in range(last_cap + 1):
             if cap not in kept:
                 _prctl(_PR_CAPBSET_DROP, cap)
+        if not kept:
+            _prctl(_PR_SET_SECUREBITS, _NO_ROOT)
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
         if uid != 0 and kept:
@@ -155,9 +120,7 @@ def _keep_over_exec(kept: list[int]) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     data = (ctypes.c_uint32 * 6)(low, low, low, high, high, high)  # effective, permitted, inheritable, twice 32 bits
-    if _libc.capset(header, data) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "capset")
+    mounts.expect(mounts.libc.capset(header, data), "capset")
     for cap in kept:
         _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, cap)
 
@@ -181,20 +144,29 @@ def launch(spec: dict[str, Any], parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_lock := spec.get("memory_lock_bytes"):
         allow_locked_memory(memory_lock)
+    limit(spec.get("limits", {}))
     os.umask(0o077)
     os.chdir("/")
     argv = substitute(spec["argv"], spec["fds"])
+    last_cap = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    program = cage.program_path(argv[0], spec["environment"].get("PATH", os.defpath))
+    if shut_in := spec.get("cage"):
+        cage.enter(shut_in, spec["fds"], program)
     for fd in spec["fds"].values():
         os.set_inheritable(fd, True)
-    # Python and the keeper ignore these; a VMM must start with their ordinary meaning.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # Python and the keeper ignore these; a VMM must start with their ordinary meaning. But a write beyond its limit is
+    # to be an error that the guest hears of, and no end.
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    _drop_privileges(spec["uid"], spec["gid"], spec["groups"], spec.get("capabilities", []))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _drop_privileges(spec["uid"], spec["gid"], spec["groups"], spec.get("capabilities", []), last_cap=last_cap)
     # A change of uid cleared the death signal already; without one it has to be said.
     _prctl(_PR_SET_PDEATHSIG, 0)
     if os.getppid() != parent:
         raise SystemExit(1)
-    os.execvpe(argv[0], argv, spec["environment"])
+    if spec.get("filtered"):
+        syscall_filter.install(routes=spec.get("routes", False))
+    os.execve(program, argv, spec["environment"])
 
 
 def main() -> None:
@@ -209,6 +181,9 @@ def main() -> None:
         reason = (exc.strerror or str(exc)).lower()
         os.write(status_fd, f"{exc.filename or spec['argv'][0]}: {reason}".encode())
         raise SystemExit(127) from exc
+    except Exception as exc:  # silence is a success to who waits
+        os.write(status_fd, f"{spec['argv'][0]}: {exc}".encode())
+        raise
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Synchronous on purpose: whoever has an event loop calls from a thread, whoever h
 
 import contextlib
 import errno
+import glob
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from vmlib import cgroup, failpoint, files, helpers, hugepages, memory, postflight, process
+from vmlib import cgroup, failpoint, files, helpers, hugepages, memory, postflight, probe, process, stray, version
+from vmlib.aside import set_aside
 from vmlib.cores.service import Assigned, Cores, Notice
 from vmlib.cores.words import Entry
 from vmlib.disk import nfs
@@ -24,18 +26,19 @@ from vmlib.errors import HostError, HypervisorError, LaunchError, NoCapacityErro
 from vmlib.hypervisor.base import Hypervisor, LaunchPlan, Vmm
 from vmlib.journal import Journal
 from vmlib.keeper import client as keeper
-from vmlib.keeper.plan import HelperPlan, KeeperPlan, reboot_timeout_s
-from vmlib.net.stray import Marked, marked_links
+from vmlib.keeper.plan import Cage, HelperPlan, KeeperPlan, reboot_timeout_s
+from vmlib.limits import vmm_limits
+from vmlib.net.names import link_mark
 from vmlib.net.user import explain_forward_failure
 from vmlib.paths import Layout, MachinePaths, RunPaths
 from vmlib.preflight import Preflight, firmware_of, handed_over, make_private, nic_record
-from vmlib.record import MachineRecord, Mark, load_machine, load_mark
+from vmlib.record import MachineRecord, Mark, RunMark, damaged, load_machine, load_mark
 from vmlib.resources import Resources
 from vmlib.running import Machine, take_back
 from vmlib.settings import HostSettings
 from vmlib.spec import MachineSpec
+from vmlib.stray import Stray
 
-_DATA_VERSION = "1"
 _LAST_WORDS_S = 2.0
 _MAX_THREADS = 1024  # of a VMM beside its vCPUs: each disk's pool has up to 64
 
@@ -83,11 +86,13 @@ class Machines:
             keeper.reap()
 
     def _start_once(self, spec: MachineSpec, paths: MachinePaths) -> Machine:
+        version.expect_ours(self._layout)
         for directory in (self._layout.data_dir, self._layout.machines, self._layout.run_dir):
             make_private(directory)
-        _check_version(self._layout)
+        version.claim(self._layout)
         make_private(paths.root)
         with files.locked(paths.lock):
+            _set_aside_damaged(paths)
             if (machine := self._already_started(paths, spec.id)) is not None:
                 return machine
             postflight.clear(paths, self._layout)
@@ -115,6 +120,13 @@ class Machines:
             journal.note("run_dir.remove", path=str(run.root))
             make_private(run.root.parent)
             run.root.mkdir(mode=0o700)
+            RunMark(
+                id=spec.id,
+                name=spec.name,
+                owner=spec.owner,
+                data_dir=str(self._layout.data_dir),
+                data_identity=files.directory_identity(self._layout.data_dir),
+            ).save(run.mark)
             failpoint.hit("start.run_dir")
 
             spec, given = self._preflight.with_hooks(spec, run, ours, journal)
@@ -144,16 +156,21 @@ class Machines:
             can = hypervisor.capabilities
             assigned = self.cores.reserve(spec, renews=not can.threads_before_boot)
             failpoint.hit("start.ledger")
-            groups = self._groups(spec, assigned, hypervisor, journal)
+            groups = self._groups(spec, assigned, hypervisor, run, journal)
             failpoint.hit("start.cgroups")
 
             if not can.threads_before_boot:
                 res = _placed(res, assigned)
             plan = hypervisor.plan(spec, res, reason=reason)
             journal.note("machine.end", run_dir=str(run.root))
-            keeper_plan = _keeper_plan(spec, plan, paths, run, groups, helpers.plans(res, run, groups))
+            keeper_plan = _keeper_plan(spec, plan, paths, run, groups, helpers.plans(res, run, groups, self._layout))
             memory_lock = memory.memory_lock_bytes(spec, hypervisor.overhead_mib(spec))
-            keeper_plan = replace(keeper_plan, memory_lock_bytes=memory_lock)
+            keeper_plan = replace(
+                keeper_plan,
+                memory_lock_bytes=memory_lock,
+                limits=vmm_limits(spec, res, image_max_bytes=self._settings.image_max_size_bytes),
+                cage=_cage(plan, self._layout),
+            )
             if not can.threads_before_boot:
                 # They inherit it from the first thread; a vCPU leaves for its own place by itself, or by us.
                 keeper_plan = replace(keeper_plan, cpus=sorted(assigned.confinement.emulator))
@@ -186,6 +203,7 @@ class Machines:
                 reason=reason,
                 vcpus=spec.vcpus,
                 memory_mib=spec.memory_mib,
+                hugepages=spec.hugepages,
                 uid=who.uid,
                 vmm_pid=vmm_identity.pid,
                 vmm_start_time=vmm_identity.start_time,
@@ -194,6 +212,7 @@ class Machines:
                 nics=tuple(nic_record(one) for one in plugged),
                 vfio=spec.vfio,
                 alive_while=str(spec.alive_while or ""),
+                agent=spec.agent,
             )
             record.save(paths.record)
             failpoint.hit("start.recorded")
@@ -204,7 +223,7 @@ class Machines:
                 raise
             failpoint.hit("start.committed")
         machine = self._machine(record, paths)
-        odd = [Notice(spec.id, "link down", one.notice) for one in plugged if one.notice]
+        odd = [Notice(spec.id, "link lost", one.notice) for one in plugged if one.notice]
         machine.notices = (*assigned.notices, *told, *odd)
         return machine
 
@@ -216,21 +235,21 @@ class Machines:
         failpoint.hit("start.pinned")
 
     def _groups(
-        self, spec: MachineSpec, assigned: Assigned, hypervisor: Hypervisor, journal: Journal
+        self, spec: MachineSpec, assigned: Assigned, hypervisor: Hypervisor, run: RunPaths, journal: Journal
     ) -> cgroup.MachineGroups:
         """Make the machine's cgroups, so that the VMM is born where it belongs and its memory with it."""
         wanted = assigned.confinement
         if spec.hugepages:
             hugepages.check(spec.memory_mib, wanted.nodes)
         groups = self.cores.groups(spec.id, assigned.placement)
-        for path in (*groups.vmm, *groups.keeper):
-            journal.note("cgroup.remove", path=str(path))
+        journal.note_all("cgroup.remove", [{"path": str(path)} for path in (*groups.vmm, *groups.keeper)])
         limits = cgroup.Limits(
             memory_bytes=memory.memory_limit_bytes(spec, hypervisor.overhead_mib(spec)),
             pids=_MAX_THREADS + spec.vcpus,
             cpu_shares=spec.cores.cpu_shares or None,
         )
-        cgroup.prepare(groups, limits=limits, cpus=wanted.cpus, mems=wanted.nodes, keeper_cpus=wanted.keeper)
+        mark = link_mark(spec.owner, run.root)
+        cgroup.prepare(groups, limits=limits, cpus=wanted.cpus, mems=wanted.nodes, keeper_cpus=wanted.keeper, mark=mark)
         return groups
 
     def _explained(self, exc: HypervisorError, spec: MachineSpec) -> VmError:
@@ -250,8 +269,9 @@ class Machines:
     def recover(self, name: str, machine_id: str) -> Machine:
         """Find a machine that an earlier process started; it may have ended meanwhile.
 
-        Raises HostError when nothing is known of it.
+        Raises HostError when nothing is known of it, or when the data directory is of another version.
         """
+        version.expect_ours(self._layout)
         machine = self.find(name)
         if machine is None or machine.id != machine_id:
             raise HostError(f"no record of machine {machine_id} in {self._layout.machine(name).root}")
@@ -263,6 +283,7 @@ class Machines:
         Does nothing when the machine's directory belongs to another start by now. Raises HostError when something is
         left.
         """
+        version.expect_ours(self._layout)
         paths = self._layout.machine(name)
         if not paths.root.exists():
             return
@@ -271,8 +292,14 @@ class Machines:
 
     def records(self) -> list[MachineRecord]:
         """Every machine of the data directory, whoever owns it."""
-        found = (load_machine(path) for path in sorted(self._layout.machines.glob("*/*/machine.json")))
+        found = (load_machine(path) for path in files.each(self._layout.machines, "machine.json"))
         return [record for record in found if record is not None]
+
+    def all(self, prefix: str = "") -> list[Machine]:
+        """Every machine whose name begins so, whoever owns it and whichever start it was."""
+        paths = sorted(self._layout.machines.glob(f"{glob.escape(prefix)}*/*/machine.json"))
+        records = (load_machine(path) for path in paths)
+        return [self._machine(one, self._layout.machine(one.name)) for one in records if one is not None]
 
     def find(self, name: str) -> Machine | None:
         """The machine of that name, whichever start it was; None when none came to run."""
@@ -281,30 +308,51 @@ class Machines:
         return None if record is None else self._machine(record, paths)
 
     def marks(self) -> list[Mark]:
-        """Every machine's directory, also of those that never came to run."""
-        found = (load_mark(path) for path in self._layout.machines.glob("*/*/mark.json"))
+        """Every machine's directory, also of those that never came to run. Where the mark is damaged, by its record."""
+        found = (self._mark(MachinePaths(path)) for path in self._layout.machines.glob("*/*"))
         return [mark for mark in found if mark is not None]
 
-    def stray_links(self, owner: str) -> list[Marked]:
-        """Links of that owner's machines here whose run directory is gone and which no journal names."""
-        gone = [
-            link
-            for link in marked_links()
-            if link.owner == owner and link.run_dir.parent == self._layout.runs and not link.run_dir.exists()
-        ]
-        journals = self._layout.machines.glob("*/*/journal") if gone else ()
-        # One that is unwound meanwhile is gone when it is read.
-        named = {undo.args.get("name") for path in journals for undo in Journal(path, {}).pending()}
-        return [link for link in gone if link.name not in named]
+    def _mark(self, paths: MachinePaths) -> Mark | None:
+        if (mark := load_mark(paths.mark)) is not None:
+            return mark
+        record = load_machine(paths.record)
+        return None if record is None else Mark(name=record.name, owner=record.owner, alive_while=record.alive_while)
 
-    def remove(self, name: str) -> None:
-        """End what runs in a machine's directory and remove it, disks and all. Raises HostError."""
+    def stray(self, owner: str) -> list[Stray]:
+        """What is left of that owner's machines here and nobody knows any more. Raises OtherVersionError."""
+        version.expect_ours(self._layout)
+        return stray.find(self._layout, owner)
+
+    def remove_stray(self, one: Stray) -> bool:
+        """False when somebody is at work on it. Raises HostError, OSError."""
+        return stray.remove(one, self._layout)
+
+    def remove(self, name: str, *, unless: Callable[[], bool] = lambda: False) -> bool:
+        """End what runs in a machine's directory and remove it, disks and all. Raises HostError.
+
+        False when it was gone already, or when `unless` says so once nobody else is at work there.
+        """
+        version.expect_ours(self._layout)
         paths = self._layout.machine(name)
-        with files.locked(paths.lock):
-            postflight.clear(paths, self._layout)
-            shutil.rmtree(paths.root)
+        try:
+            with files.locked(paths.lock):
+                if unless():
+                    return False
+                _set_aside_damaged(paths)
+                postflight.clear(paths, self._layout)
+                # Whoever is killed here leaves the mark: the next one goes on.
+                for path in paths.root.iterdir():
+                    if path not in (paths.mark, paths.lock):
+                        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                shutil.rmtree(paths.root)
+        except OSError as exc:
+            # Another one was faster, or waited for the lock and goes on now.
+            if paths.root.exists() and exc.errno != errno.ENOTEMPTY:
+                raise
+            return False
         with contextlib.suppress(OSError):
             paths.root.parent.rmdir()  # the alloc's, once its last machine is gone
+        return True
 
     def _known(self) -> Iterator[Entry]:
         for record in self.records():
@@ -324,20 +372,10 @@ class Machines:
         return Machine(record, paths, self._layout, lambda run_dir: self._attach(record.hypervisor, run_dir))
 
 
-def _check_version(layout: Layout) -> None:
-    """A later version may keep its things otherwise; writing into them would break them."""
-    path = layout.version
-    if not path.exists():
-        with files.locked(layout.version_lock):
-            for torn in path.parent.glob(f".{path.name}.*"):  # by somebody who was killed here
-                torn.unlink()
-            files.write_atomic(path, f"{_DATA_VERSION}\n".encode())
-    found = path.read_text().strip()
-    if found != _DATA_VERSION:
-        raise HostError(
-            f"{path} says {found[:32]!r}, expected {_DATA_VERSION}",
-            hint="the data directory is of another version of chv: use that, or another data_dir",
-        )
+def _set_aside_damaged(paths: MachinePaths) -> None:
+    """For whoever holds the machine's lock."""
+    for path, why in damaged(paths):
+        set_aside(path, why)
 
 
 def _keeper_plan(
@@ -362,6 +400,7 @@ def _keeper_plan(
         gid=plan.credentials.gid,
         groups=list(plan.credentials.groups),
         netns=plan.netns,
+        routes=plan.routes,
         helpers=helper_plans,
         cgroups=[str(path) for path in groups.vmm],
         keeper_cgroups=[str(path) for path in groups.keeper],
@@ -372,6 +411,18 @@ def _keeper_plan(
         reboot_timeout_s=reboot_timeout_s(spec.memory_mib, hugepages=spec.hugepages, helpers=bool(helper_plans)),
         on_reboot=plan.on_reboot,
         on_panic=plan.on_panic,
+    )
+
+
+def _cage(plan: LaunchPlan, layout: Layout) -> Cage | None:
+    if not probe.may_shut_in():
+        return None
+    return Cage(
+        shows=list(plan.shows),
+        nodes=list(plan.nodes),
+        hides=[str(layout.data_dir), str(layout.run_dir)],
+        own_network=plan.own_network and not plan.netns,
+        terminals=plan.terminals,
     )
 
 

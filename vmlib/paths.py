@@ -71,6 +71,11 @@ class RunPaths:
     root: Path
 
     @property
+    def mark(self) -> Path:
+        """Whose it is, should journal and record of its machine be lost."""
+        return self.root / "mark.json"
+
+    @property
     def console_in(self) -> Path:
         return self.root / "console.in"
 
@@ -173,6 +178,11 @@ class RunPaths:
     def links(self) -> Path:
         """What was learned about its links since."""
         return self.root / "links.json"
+
+    @property
+    def guest(self) -> Path:
+        """What its guest said of itself, by the guest agent."""
+        return self.root / "guest.json"
 
     @property
     def exit_record(self) -> Path:

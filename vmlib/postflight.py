@@ -1,10 +1,12 @@
 """Taking back what a start of a machine made, by whoever is there to do it: the undo actions behind the journal."""
 
 import contextlib
+import functools
 import json
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vmlib import cgroup, files, hook_run, living, process, vfio
@@ -13,8 +15,12 @@ from vmlib.disk import nfs
 from vmlib.disk.persistent import Holder, PersistentDisks
 from vmlib.errors import HostError
 from vmlib.journal import Journal
-from vmlib.net.stray import remove_link
+from vmlib.net.names import read_mark
+from vmlib.net.stray import marked_links, remove_link
 from vmlib.paths import Layout, MachinePaths, RunPaths
+from vmlib.record import load_machine, load_run_mark
+
+log = logging.getLogger(__name__)
 
 _KEEPER_S = 5.0  # for a keeper to write down the end of a VMM that was killed
 _KILLED_S = 10.0
@@ -81,7 +87,17 @@ def persistent_disks(layout: Layout) -> PersistentDisks:
             return False
         return living.vmm_or_keeper_lives(Path(holder.run_dir)) or living.being_handled(layout, holder.name)
 
-    return PersistentDisks(layout.disks, busy)
+    def claims(directory: Path) -> Iterator[Holder]:
+        for path in files.each(layout.machines, "journal"):
+            undos = Journal(path, {}).pending()
+            run_dir = next((undo.args.get("path", "") for undo in undos if undo.action == "run_dir.remove"), "")
+            name = f"{path.parent.parent.name}/{path.parent.name}"
+            for undo in undos:
+                if undo.action == "disk.release" and undo.args.get("directory") == str(directory) and run_dir:
+                    id_ = undo.args.get("machine_id", "")
+                    yield Holder(machine_id=id_, name=name, boot_id=process.boot_id(), run_dir=run_dir)
+
+    return PersistentDisks(layout.disks, busy, claims)
 
 
 def clear(paths: MachinePaths, layout: Layout) -> None:
@@ -90,9 +106,68 @@ def clear(paths: MachinePaths, layout: Layout) -> None:
     Raises HostError when something could not be taken back; it is then tried again at the next call.
     """
     failures = Journal(paths.journal, actions(layout)).unwind()
+    for run, machine_id in () if failures else _forgotten(paths, layout):
+        failures += take_back_run(run, machine_id, layout)
     if failures:
         raise HostError(f"{paths.root}: {failures[0]}", hint="the next start, DestroyTask or sweep tries again")
-    paths.record.unlink(missing_ok=True)
+    for path in (paths.record, paths.uid, paths.vfio):
+        path.unlink(missing_ok=True)
+
+
+def _forgotten(paths: MachinePaths, layout: Layout) -> Iterator[tuple[RunPaths, str]]:
+    """Starts in this directory of which something is left although the journal names it no more."""
+    record = load_machine(paths.record)
+    if record is not None:
+        run = RunPaths(Path(record.run_dir))
+        if run.root.exists() or _groups_of(run):
+            yield run, record.id
+    # An unwound journal leaves no uid and no devices behind: with those here, it was lost.
+    if not (any(paths.root.glob("*.corrupt-*")) or paths.uid.exists() or paths.vfio.exists()):
+        return
+    name = str(paths.root.relative_to(layout.machines))
+    for path in layout.runs.glob("*/mark.json"):
+        mark = load_run_mark(path)
+        if mark is not None and (mark.name, mark.data_dir) == (name, str(layout.data_dir)):
+            yield RunPaths(path.parent), mark.id
+
+
+def take_back_run(run: RunPaths, machine_id: str, layout: Layout) -> list[Exception]:
+    """Take back one start without a journal, by the marks of what it has made. Returns what went wrong."""
+    if run.root.parent != layout.runs:
+        return [HostError(f"{run.root} is not beneath {layout.runs}")]
+
+    def links() -> None:
+        for link in marked_links():
+            if link.run_dir == run.root:
+                remove_link(link.name, mac="", mark=link.mark)
+
+    def groups() -> None:
+        for path in _groups_of(run):
+            _remove_cgroup(path)
+
+    def mounts() -> None:
+        nfs.clear(layout.mounts(run.root))
+
+    def directory() -> None:
+        _expect_ended(run)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(run.root)
+
+    failures: list[Exception] = []
+    free = functools.partial(cores.free, layout, machine_id)
+    for step in (functools.partial(end_run, run, layout), groups, free, links, mounts, directory):
+        try:
+            step()
+        except Exception as exc:  # noqa: BLE001  as in a journal: one failed undo must not stop the rest
+            log.warning("not taken back run=%s: %s", run.root, exc)
+            failures.append(exc)
+    return failures
+
+
+def _groups_of(run: RunPaths) -> list[Path]:
+    """The cgroups that bear the mark of this start."""
+    found = ((path, read_mark(mark)) for path, mark in cgroup.marked(run.root.name))
+    return [path for path, mark in found if mark is not None and mark[1] == run.root]
 
 
 def _expect_ended(run: RunPaths) -> None:

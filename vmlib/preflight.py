@@ -31,7 +31,7 @@ from vmlib.net.making import MAX_QUEUE_PAIRS, Making, Plugged
 from vmlib.net.names import link_mark
 from vmlib.net.plug import plug
 from vmlib.paths import Layout, MachinePaths, RunPaths
-from vmlib.record import NicRecord
+from vmlib.record import NicRecord, load_machine
 from vmlib.resources import (
     Credentials,
     DiskAttachment,
@@ -130,7 +130,7 @@ class Preflight:
             with files.locked(self._layout.uids_lock):
                 uid = credentials.pick_uid(self._settings.vm_uids, self._held_uids())
                 journal.note("uid.free", path=str(paths.uid), run_dir=str(run.root))
-                files.write_atomic(paths.uid, str(uid).encode())
+                files.write_atomic(paths.uid, f"{uid}\n".encode())
             who = Credentials(uid=uid, gid=uid)
         else:
             who = credentials.for_user(self._settings.vm_user) or credentials.ours()
@@ -144,7 +144,7 @@ class Preflight:
             return ()
         wanted = vfio.devices(spec.vfio, self._settings.host_root)
         with files.locked(self._layout.vfio_lock):
-            vfio.expect_free(wanted, vfio.load_claims(self._layout.machines.glob("*/*/vfio")))
+            vfio.expect_free(wanted, vfio.load_claims(files.each(self._layout.machines, "vfio")))
             handovers = list(vfio.handovers(wanted, who.uid, self._settings.host_root))
             journal.note("vfio.free", path=str(paths.vfio), run_dir=str(run.root))
             files.write_atomic(paths.vfio, vfio.dump_claim(wanted))
@@ -157,9 +157,9 @@ class Preflight:
 
     def _held_uids(self) -> set[int]:
         held = set()
-        for path in self._layout.machines.glob("*/*/uid"):
-            with contextlib.suppress(FileNotFoundError, ValueError):  # freed meanwhile, or cut short by a power failure
-                held.add(int(path.read_text()))
+        for path in files.each(self._layout.machines, "uid"):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # none, or freed meanwhile
+                held |= held_uids(path)
         return held
 
     def resources(
@@ -280,5 +280,14 @@ def _keep(ours: ExitStack, file: OpenFile) -> None:
     ours.callback(far.close if file.remote else os.close, file.fd)
 
 
+def held_uids(path: Path) -> set[int]:
+    """What a machine's file says, and where that may have lost something, what its record says."""
+    data = path.read_bytes()
+    held = {int(data)} if data.strip().isdigit() else set()
+    if not data.endswith(b"\n") and (record := load_machine(MachinePaths(path.parent).record)) is not None:
+        held.add(record.uid)  # cut short, or of a version that wrote no end of line
+    return held
+
+
 def make_private(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.make_directory(path)

@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ _SYS_LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_VERSION = 1  # only tell which version of it the kernel has
 _LANDLOCK_TRUNCATE = 3  # of Linux 6.2
 
+_CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
+
 Ioctl = Callable[[int, int, int], int]
 
 
@@ -57,7 +60,8 @@ def kvm_usable(
 ) -> tuple[bool, str]:
     """Whether guests run on KVM here, and when they do not, why.
 
-    The CPU's flags and a vCPU that can be made are both needed: on a paravirtual KVM the second works and guests hang.
+    Machines run as users of their own, whom the device's mode has to let in. The CPU's flags and a vCPU that can be
+    made are both needed: on a paravirtual KVM the second works and guests hang.
     """
     try:
         flags = cpu_flags(cpuinfo.read_text())
@@ -67,8 +71,13 @@ def kvm_usable(
         return False, "cpu has neither vmx nor svm"
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        found = os.stat(fd)
     except OSError as exc:
         return False, f"{device}: {_words(exc)}"
+    if found.st_mode & 0o006 != 0o006 and (found.st_mode & 0o060 != 0o060 or not found.st_gid):
+        os.close(fd)
+        mode = stat.S_IMODE(found.st_mode)
+        return False, f"{device}: mode {mode:04o} is for root only, expected 0660 of a group of its own, or 0666"
     with contextlib.ExitStack() as fds:
         fds.callback(os.close, fd)
         step = "version"
@@ -84,6 +93,24 @@ def kvm_usable(
         except OSError as exc:
             return False, f"{device}: {step}: {_words(exc)}"
     return True, ""
+
+
+def kvm_cure(why_not: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What to do about that answer of `kvm_usable`."""
+    if "neither vmx nor svm" in why_not:
+        return (
+            "turn on virtualisation (VT-x, AMD-V) in the firmware's set-up; for a VM, nested virtualisation at its host"
+        )
+    if "no such file" in why_not:
+        amd = "svm" in cpu_flags(cpuinfo.read_text())
+        return f"modprobe {'kvm_amd' if amd else 'kvm_intel'}"
+    if "is for root only" in why_not:
+        return "chgrp kvm /dev/kvm && chmod 0660 /dev/kvm"
+    if "not permitted" in why_not or "permission denied" in why_not:
+        return "run it as root, outside of containers that withhold /dev/kvm"
+    if "busy" in why_not:
+        return "unload what else uses the CPU's virtualisation: modprobe -r vboxdrv"
+    return "look for what `dmesg` says of kvm"
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
@@ -264,6 +291,16 @@ def _opens_by_io_uring(qemu_img: str) -> bool:
     except HostError:  # built without it, or not allowed here
         return False
     return True
+
+
+def may_shut_in() -> bool:
+    """Whether we may give a VMM a root of its own, and look into that."""
+    effective = next(
+        int(line.split()[1], 16)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("CapEff:")
+    )
+    return os.geteuid() == 0 and all(effective >> cap & 1 for cap in (_CAP_SYS_ADMIN, _CAP_SYS_PTRACE))
 
 
 def landlock_usable() -> bool:

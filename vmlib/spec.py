@@ -110,6 +110,7 @@ class SeedSpec:
     user_data_file: FileRef | None = None  # or the file that holds it, read when the seed is made
     network_config: bytes | None = field(default=None, repr=False)
     environment: dict[str, str] = field(default_factory=dict, repr=False)  # nomad.env on the seed
+    agent: bool = False  # bring the guest agent along
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +210,7 @@ class MachineSpec:
     mounts: tuple[MountSpec, ...] = ()
     tpm: bool = False
     seed: SeedSpec | None = None
+    agent: bool = False  # a guest agent may speak on the channel; without a seed that has it, one that the guest brings
     nics: tuple[NicSpec, ...] = ()
     cores: CoresSpec = field(default_factory=CoresSpec)
     memory_max_mib: int = 0  # the VMM's cgroup may use at least this much; 0 = what its RAM and overhead need

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmlib.errors import HostError, NoCapacityError, SpecError
+from vmlib.files import parse_json
 from vmlib.resources import PciDevice
 
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
@@ -92,10 +93,10 @@ def load_claims(paths: Iterable[Path]) -> dict[str, str]:
     """The machine that holds each group, by its directory; from files of `dump_claim`."""
     held: dict[str, str] = {}
     for path in paths:
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # given back meanwhile, or cut short
-            held |= dict.fromkeys(
-                map(str, json.loads(path.read_text())), f"{path.parent.parent.name}/{path.parent.name}"
-            )
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):  # gone, or cut short
+            groups = parse_json(path.read_bytes())
+            if isinstance(groups, list):
+                held |= dict.fromkeys(map(str, groups), f"{path.parent.parent.name}/{path.parent.name}")
     return held
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from driver.cli.common import add_common, load_config, print_json
+from driver.cli.common import add_common, expect_readable, load_config, print_json
 from driver.cli.cores_picture import draw
 from driver.cli.cores_view import CoresView, as_json
 from driver.config_plugin import PluginConfig
@@ -22,14 +22,21 @@ from vmlib.paths import Layout
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("cores", help="show the cores of this node and who holds them")
+    parser = commands.add_parser(
+        "cores",
+        help="show the cores of this node and who holds them",
+        description="Draw packages, NUMA nodes, L3s and cores, and who holds each.",
+        epilog="Exit codes: 0 fine; 1 the cores cannot be read.",
+    )
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    config = load_config(args)
+    expect_readable(config)
     try:
-        view = gather(load_config(args))
+        view = gather(config)
     except (HostError, OSError) as exc:
         print(f"chv: {exc}", file=sys.stderr)
         return 1

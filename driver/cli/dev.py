@@ -6,13 +6,13 @@ The guest's console goes to stdout as it is, everything else to stderr; the exit
 import argparse
 import asyncio
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from driver.cli.itself import this_command
 from driver.devhost.agentfile import find_agent_file
 from driver.devhost.alloc import HOST_IP
 from driver.devhost.client import RpcError
@@ -22,7 +22,9 @@ from driver.devhost.host import DevHost
 from driver.devhost.job import Job
 from driver.devhost.jobfile import read_job
 from driver.devhost.pluginproc import LogLine
+from driver.signals import short_time, stops_at_once
 
+DRIVER = "chv"
 REFUSED, FAILED = 2, 1
 _SHOWN_ALWAYS = ("warn", "error")
 
@@ -32,6 +34,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "dev",
         help="run a job file without a Nomad agent",
         description="Run one job (one group, one task) on this machine, as a Nomad client would. ^C stops it.",
+        epilog="Exit codes: the task's own; 128 + n for signal n; 2 the job or the config is refused;"
+        " 1 it did not start.",
     )
     parser.add_argument("job", metavar="JOB.nomad.hcl", type=Path)
     parser.add_argument("--config", metavar="FILE", type=Path, help="agent file with our plugin block (CHV_CONFIG)")
@@ -63,6 +67,8 @@ async def _run(args: argparse.Namespace, job: Job, agent_file: Path | None, prin
     argv = plugin_argv(args.plugin)
     config = f"with {agent_file}" if agent_file else "with defaults, no agent file"
     printer.progress(f"starting the plugin {argv[0]} {config}")
+    if lint := _lint(job):
+        printer.lint(lint)
     host = DevHost(
         job,
         plugin_argv=argv,
@@ -97,6 +103,15 @@ async def _life(host: DevHost, printer: "Printer | JsonPrinter") -> ExitResult:
         result = await host.run()
         printer.details(host)
     return result
+
+
+def _lint(job: Job) -> str:
+    """What only the job file says, and the plugin is not told in time."""
+    task = job.task
+    advice = short_time(task.kill_timeout_s)
+    if task.driver != DRIVER or not advice or stops_at_once(task.kill_signal):
+        return ""
+    return f"kill_timeout is {task.kill_timeout_s:g} s: {advice}"
 
 
 class _Stopper:
@@ -136,11 +151,7 @@ def plugin_argv(named: Path | None) -> list[str]:
     """How to start the plugin: what was named, else what runs now."""
     if named is not None:
         return [str(named.absolute())]
-    ours = Path(sys.argv[0]).absolute()
-    if ours.is_file() and os.access(ours, os.X_OK) and ours.suffix == "":
-        return [str(ours)]
-    # Called from Python: there is no executable to start again.
-    return [sys.executable, "-c", "import sys; from driver.main import main; sys.exit(main())"]
+    return this_command()
 
 
 class Printer:
@@ -151,6 +162,9 @@ class Printer:
 
     def progress(self, words: str) -> None:
         self._say(f"==> {words}")
+
+    def lint(self, words: str) -> None:
+        self.progress(f"lint: {words}")
 
     def port(self, label: str, outside: int, inside: int) -> None:
         self.progress(f"port {label}: {HOST_IP}:{outside} leads to {inside}")
@@ -192,6 +206,9 @@ class JsonPrinter:
 
     def progress(self, words: str) -> None:
         pass
+
+    def lint(self, words: str) -> None:
+        self._write(kind="lint", message=words)
 
     def port(self, label: str, outside: int, inside: int) -> None:
         self._write(kind="port", label=label, host_port=outside, port=inside)

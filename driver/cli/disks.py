@@ -3,7 +3,9 @@
 import argparse
 import sys
 
-from driver.cli.common import UsageError, add_common, load_config, print_json, print_table
+from driver.cli.common import add_common, expect_readable, load_config, print_json, print_table, shortened
+from driver.cli.errors import UsageError
+from vmlib import version
 from vmlib.disk.image import in_words
 from vmlib.disk.persistent import PersistentDisk, PersistentDisks
 from vmlib.errors import VmError
@@ -12,29 +14,45 @@ from vmlib.postflight import persistent_disks
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("disks", help="list the persistent disks of this node, or remove one for good")
+    parser = commands.add_parser(
+        "disks",
+        help="list the persistent disks of this node, or remove one for good",
+        description="List the persistent disks of this node.",
+    )
     add_common(parser)
+    parser.add_argument("--ids", action="store_true", help="IDs alone, one a line")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    remove = actions.add_parser("remove", help="remove a disk and all that is on it; not while a machine has it")
-    remove.add_argument("id", metavar="ID", help="as `chv disks` shows it, or a prefix of it")
+    remove = actions.add_parser(
+        "remove",
+        help="remove a disk and all that is on it; not while a machine has it",
+        epilog="Exit codes: 0 it is gone; 1 it is held; 2 no such disk.",
+    )
+    remove.add_argument("id", metavar="DISK", help="as `chv disks` shows it, or a prefix of it")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args)
-    disks = persistent_disks(Layout(config.data_dir, config.run_dir))
+    expect_readable(config)
+    layout = Layout(config.data_dir, config.run_dir)
+    disks = persistent_disks(layout)
     if args.action == "remove":
-        return _remove(disks, args.id)
+        return _remove(layout, disks, args.id)
     found = list(disks.list())
-    if args.json:
+    if args.ids:
+        for disk in found:
+            print(disk.id)
+    elif args.json:
         print_json([_facts(disk) for disk in found])
     else:
         print_table(("ID", "NAMESPACE", "JOB", "GROUP", "INDEX", "NAME", "SIZE", "USED", "HELD BY"), _rows(found))
     return 0
 
 
-def _remove(disks: PersistentDisks, wanted: str) -> int:
-    found = [disk for disk in disks.list() if disk.id.startswith(wanted)]
+def _remove(layout: Layout, disks: PersistentDisks, wanted: str) -> int:
+    version.expect_ours(layout)
+    # Every disk begins with nothing: a variable of a script's that is not set.
+    found = [disk for disk in disks.list() if wanted and disk.id.startswith(wanted)]
     if len(found) != 1:
         what = f"fits {len(found)} disks" if found else "is no persistent disk"
         raise UsageError(f"{wanted!r} {what}, look at `chv disks`")
@@ -75,7 +93,7 @@ def _rows(disks: list[PersistentDisk]) -> list[tuple[str, ...]]:
             disk.key.name,
             "missing" if disk.size_bytes is None else in_words(disk.size_bytes),
             f"{disk.used_bytes >> 20} MiB",
-            "" if disk.holder is None else disk.holder.name,
+            "" if disk.holder is None else shortened(disk.holder.name, 28),
         )
         for disk in disks
     ]

@@ -22,7 +22,7 @@ class CloudFacts:
 
 def cloud_lines(facts: CloudFacts, firmware: Path | None) -> list[Line]:
     """`firmware` is what the operator names; looks at that file only."""
-    return [*_version(facts.version), _firmware(firmware, qemu=facts.qemu), _landlock(usable=facts.landlock)]
+    return [*_version(facts.version), firmware_line(firmware, qemu=facts.qemu), _landlock(usable=facts.landlock)]
 
 
 def _version(version: str) -> list[Line]:
@@ -32,7 +32,7 @@ def _version(version: str) -> list[Line]:
     return [("cloud-hypervisor version", "warning", text, "install 53.0 or later")]
 
 
-def _firmware(path: Path | None, *, qemu: bool) -> Line:
+def firmware_line(path: Path | None, *, qemu: bool) -> Line:
     """What machines need that boot from a disk."""
     if path is None:
         then = "QEMU runs what boots from a disk" if qemu else "no machine can boot from a disk"

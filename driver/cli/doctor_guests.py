@@ -6,7 +6,7 @@ from driver.config_network import BridgeNetwork, MacvtapNetwork
 from driver.config_plugin import PluginConfig
 from driver.node import shims
 from vmlib.net import guard
-from vmlib.net.shim import Mine, examine
+from vmlib.net.shim import Mine, Shim, examine
 
 Line = tuple[str, Literal["ok", "warning", "problem"], str, str]
 
@@ -28,8 +28,20 @@ def _shim_lines(config: PluginConfig, owner: str) -> list[Line]:
     for shim in wanted:
         check, made = f"host_shim {shim.network}", f"{shim.address} on {shim.name}"
         found = [fault.removeprefix(f"{shim}: ") for fault in faults if fault.startswith(f"{shim}: ")]
-        lines += [(check, "warning", fault, "") for fault in found] or [(check, "ok", made, "")]
+        lines += [(check, "warning", *_with_cure(fault, shim)) for fault in found] or [(check, "ok", made, "")]
     return lines
+
+
+def _with_cure(fault: str, shim: Shim) -> tuple[str, str]:
+    """What is wrong, and what helps, which some sentences say themselves."""
+    found, advises, advice = fault.partition(": give")
+    if advises:
+        return found, f"give{advice}"
+    if "there is no interface" in fault:
+        return fault, f"what the line network {shim.network} says"
+    if "is there and not ours" in fault:
+        return fault, f"ip link del {shim.name}"
+    return fault, "start the agent: the driver makes it soon after its start"
 
 
 def _filter_lines(config: PluginConfig) -> list[Line]:

@@ -16,7 +16,11 @@ def link_lines(networks: Mapping[str, MacvtapNetwork | BridgeNetwork], seen: Map
         network, check = networks[facts.name], f"network {facts.name}"
         what = f"{network.mode} on {parent_of(network)}"
         if facts.complaint:
-            yield check, "warning", f"{what}: {facts.complaint}", facts.cure
+            yield check, "problem" if facts.lack else "warning", f"{what}: {facts.complaint}", facts.cure
+            continue
+        if isinstance(network, MacvtapNetwork) and seen[network.parent].wireless:
+            found = f"{what}: it is wireless, and an access point takes frames from the host's own MAC alone"
+            yield check, "warning", found, "name a wired parent, or use mode user"
             continue
         if not isinstance(network, MacvtapNetwork):
             yield check, "ok", what, ""

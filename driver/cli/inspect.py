@@ -1,20 +1,28 @@
 """`chv inspect ID`: all there is to know about one machine. Nomad has no place for most of it."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any
 
-from driver.cli.common import add_common, find_machine, load_config, print_json, print_pairs, state_of
+from driver.cli.common import add_common, add_id, find_machine, load_config, print_json, print_pairs, state_of
 from vmlib.cores.cpulist import format_cpus
+from vmlib.counters import MachineCount, Memory, sum_memory
 from vmlib.errors import HypervisorError
+from vmlib.guest.known import load as load_guest
 from vmlib.hypervisor.base import Counters, Usage
 from vmlib.running import Machine, NicView
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("inspect", help="show one machine")
-    parser.add_argument("id", metavar="ID", help="alloc id or a prefix of it; ALLOC/TASK where that is not enough")
+    parser = commands.add_parser(
+        "inspect",
+        help="show one machine",
+        description="Show all there is to know about one machine.",
+        epilog="Exit codes: 0 fine; 1 no such machine.",
+    )
+    add_id(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -31,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 def describe(machine: Machine) -> dict[str, Any]:
     """The keys are a contract."""
     record, nics = machine.record, machine.nics()
-    used = _used(machine)
+    used, counted_here = _used(machine), machine.counter().read() if machine.running() else None
     counted = used.nics if isinstance(used, Usage) else ()
     facts: dict[str, Any] = {
         "id": record.id,
@@ -44,15 +52,34 @@ def describe(machine: Machine) -> dict[str, Any]:
         "state": state_of(machine),
         **_cores(machine),
         "memory_mib": record.memory_mib,
-        "vcpus": _vcpus(machine),
+        "vcpus": _vcpus(machine, counted_here),
         "addresses": [address for nic in nics for address in nic.addresses],
         "nics": [_nic(nic, moved) for nic, moved in zip_longest(nics, counted[: len(nics)])],
+        **_counted(counted_here),
         **_moved(used),
         **({"vfio": list(record.vfio)} if record.vfio else {}),
+        **_guest(machine),
     }
     if (ended := machine.exit_record()) is not None:
         facts["exit"] = {"code": ended.exit_code, "signal": ended.signal, "message": ended.message}
     return facts
+
+
+def _guest(machine: Machine) -> dict[str, Any]:
+    """What its agent said last; nothing of a guest that has none, or that is over."""
+    known = load_guest(machine.run.guest)
+    if not known.at or not machine.running():
+        return {}
+    said = known.report
+    return {
+        "guest": {
+            "load": list(said.load),
+            "memory": dict(said.memory),
+            "uptime_s": said.uptime_s,
+            "addresses": list(said.addresses),
+            "age_s": round(known.age_s(), 1),
+        }
+    }
 
 
 def _nic(nic: NicView, moved: Counters | None) -> dict[str, Any]:
@@ -99,13 +126,38 @@ def _cores(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _vcpus(machine: Machine) -> list[dict[str, Any]]:
+def _counted(count: MachineCount | None) -> dict[str, Any]:
+    """What it has used of its host since its start, the VMM and its keeper together."""
+    if count is None:
+        return {}
+    times = [part.cpu for part in (count.vmm, count.keeper) if part.cpu is not None]
+    memories = [part.memory for part in (count.vmm, count.keeper) if part.memory is not None]
+    memory = sum_memory(memories) if memories else Memory()
+    return {
+        "cpu": {
+            "total_s": _seconds(one.total_ns for one in times),
+            "user_s": _seconds(one.user_ns for one in times),
+            "system_s": _seconds(one.system_ns for one in times),
+            "throttled_s": _seconds(one.throttled_ns or 0 for one in times),
+        },
+        "memory": {name: value for name, value in asdict(memory).items() if value is not None},
+    }
+
+
+def _seconds(times_ns: Iterable[int]) -> float:
+    return round(sum(times_ns) / 1e9, 3)
+
+
+def _vcpus(machine: Machine, count: MachineCount | None) -> list[dict[str, Any]]:
     """A shared machine's vCPUs have no core of their own."""
     if not machine.running():
         return []
     entry = machine.ledger_entry()
     pins = dict(enumerate(entry.placement.vcpus)) if entry is not None else {}
     try:
-        return [{"vcpu": one.index, "core": pins.get(one.index), "tid": one.thread_id} for one in machine.vcpus()]
+        found = [{"vcpu": one.index, "core": pins.get(one.index), "tid": one.thread_id} for one in machine.vcpus()]
     except HypervisorError:
         return []
+    times = () if count is None else count.vcpus
+    used = [{"cpu_s": _seconds([part.cpu.total_ns])} if part.cpu else {} for part in times[: len(found)]]
+    return [{**shown, **(more or {})} for shown, more in zip_longest(found, used)]

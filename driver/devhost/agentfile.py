@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +28,19 @@ def find_agent_file(named: Path | None, *, directory: Path = DEFAULT_DIR) -> Pat
             raise AgentFileError(f"{named}: no such file")
         return named
     return _with_block(directory)
+
+
+def agent_files(named: Path | None, *, directory: Path = DEFAULT_DIR) -> list[Path]:
+    """All the files of that agent, in the order in which it reads them: the one that was named, or a whole directory.
+
+    Empty when there is none. Raises AgentFileError.
+    """
+    found = find_agent_file(named, directory=directory)
+    if found is None:
+        return []
+    if found in (named, Path(os.environ.get("CHV_CONFIG", ""))):
+        return [found]
+    return sorted(_agent_files(found.parent))
 
 
 def plugin_config_msgpack(path: Path | None, spec: hclspec.Spec) -> bytes:
@@ -60,6 +73,26 @@ def withheld_cores(path: Path | None, cpus: AbstractSet[int]) -> frozenset[int]:
     reserved_blocks = [block for client in clients for block in _objects(client.get("reserved"))]
     reserved = _cpus(path, "client.reserved.cores", reserved_blocks, "cores")
     return frozenset(cpus - reservable if reservable else cpus & reserved)
+
+
+def merged(paths: Iterable[Path]) -> dict[str, Any]:
+    """Files as an agent reads them: blocks add up, and of a value that stands in several the last one counts."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        for key, value in read(path).items():
+            blocks = _objects(value)
+            found[key] = [*_objects(found.get(key)), *blocks] if blocks else value
+    return found
+
+
+def setting(file: dict[str, Any], *path: str) -> str:
+    """The text of a value in blocks, `("client", "reserved", "cores")`; "" when it is in none, the last one else."""
+    *names, key = path
+    blocks = [file]
+    for name in names:
+        blocks = [inner for block in blocks for inner in _objects(block.get(name))]
+    texts = [_text(block[key]).strip() for block in blocks if key in block]
+    return texts[-1] if texts else ""
 
 
 def plugin_block(file: dict[str, Any]) -> dict[str, Any] | None:

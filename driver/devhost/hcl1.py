@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from driver.devhost.hcltree import number
+from driver.devhost.lined import Lined
 
 _TOKEN = re.compile(
     r"""
@@ -26,8 +27,13 @@ _SIMPLE = {"n": "\n", "r": "\r", "t": "\t", "a": "\a", "b": "\b", "f": "\f", "v"
 class Hcl1Error(ValueError):
     """Not HCL1. The text begins with the line number."""
 
+    def __init__(self, problem: str, *, line: int) -> None:
+        super().__init__(f"line {line}: {problem}")
+        self.problem = problem
+        self.line = line
 
-def parse(text: str) -> dict[str, Any]:
+
+def parse(text: str) -> Lined:
     """The whole file; blocks of one name add up to one list."""
     reader = _Reader(text)
     return reader.items(end="")
@@ -49,8 +55,10 @@ class _Reader:
         self.position = 0
 
     def fail(self, problem: str, where: int | None = None) -> Hcl1Error:
-        start = self.tokens[self.position][2] if where is None else where
-        return Hcl1Error(f"line {self.text.count(chr(10), 0, start) + 1}: {problem}")
+        return Hcl1Error(problem, line=self.line(self.tokens[self.position][2] if where is None else where))
+
+    def line(self, position: int) -> int:
+        return self.text.count("\n", 0, position) + 1
 
     def peek(self) -> tuple[str, str]:
         kind, text, _ = self.tokens[self.position]
@@ -65,8 +73,8 @@ class _Reader:
         if self.peek()[0] != "end":
             raise self.fail(f"{self.peek()[1]!r} after the end of the value")
 
-    def items(self, *, end: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def items(self, *, end: str, line: int = 0) -> Lined:
+        found = Lined(line)
         while True:
             kind, text = self.peek()
             if (kind, text) == ("punct", ",") and found:
@@ -77,7 +85,7 @@ class _Reader:
                 return found
             self.item(found)
 
-    def item(self, found: dict[str, Any]) -> None:
+    def item(self, found: Lined) -> None:
         keys = []
         where = self.tokens[self.position][2]
         while self.peek()[0] in ("word", "string"):
@@ -95,16 +103,19 @@ class _Reader:
             value = self.value()
         else:
             raise self.fail(f"{text or 'the end'!r} after {keys[-1]!r}, expected = or {{")
+        line = self.line(where)
         for key in reversed(keys[1:]):
-            value = [{key: value}]
-        _add(found, keys[0], value)
+            labelled = Lined(line)
+            labelled.put(key, value, line)
+            value = [labelled]
+        _add(found, keys[0], value, line)
 
     def value(self) -> Any:
         where = self.tokens[self.position][2]
         kind, text = self.take()
         match kind, text:
             case "punct", "{":
-                return [self.items(end="}")]
+                return [self.items(end="}", line=self.line(where))]
             case "punct", "[":
                 return self.list()
             case "string", _:
@@ -141,7 +152,7 @@ def _tokens(text: str) -> list[tuple[str, str, int]]:
         match = _TOKEN.match(text, position)
         if match is None:
             line = text.count("\n", 0, position) + 1
-            raise Hcl1Error(f"line {line}: {text[position:].splitlines()[0][:40]!r} is not HCL")
+            raise Hcl1Error(f"{text[position:].splitlines()[0][:40]!r} is not HCL", line=line)
         kind = next(
             name for name in ("space", "heredoc", "string", "number", "word", "punct") if match[name] is not None
         )
@@ -151,13 +162,14 @@ def _tokens(text: str) -> list[tuple[str, str, int]]:
     return [*found, ("end", "", len(text))]
 
 
-def _add(found: dict[str, Any], key: str, value: Any) -> None:
+def _add(found: Lined, key: str, value: Any, line: int) -> None:
     """A key that comes again: blocks add up, a plain value replaces the one before."""
     before = found.get(key)
     if _is_objects(before) and _is_objects(value):
         found[key] = before + value
     else:
-        found[key] = value
+        found.lines.pop(key, None)
+        found.put(key, value, line)
 
 
 def _is_objects(value: Any) -> bool:

@@ -3,7 +3,9 @@
 The body is in JSON form (blocks as lists of objects). All complaints come at once, in Nomad's words.
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -12,11 +14,24 @@ import msgspec
 from driver._pb import hclspec_pb2
 from driver.devhost.errors import SchemaError
 from driver.devhost.hcl1 import parse_value
+from driver.devhost.lined import Unknown
 from driver.devhost.templates import TemplateError, render
 from driver.devhost.typeexpr import ConversionError, convert, number_on_the_wire, parse_type, unique
 
 Spec = hclspec_pb2.Spec
 Json = dict[str, Any]
+
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """A body as the plugin would get it, without what drew a complaint and what nobody knows yet."""
+
+    data: bytes
+    complaints: tuple[tuple[str, str], ...]  # where, as `disk[0].size`, and Nomad's words
+    unknown: frozenset[str]  # where
 
 
 def encode(spec: Spec, body: Json, variables: Mapping[str, Any] | None = None) -> bytes:
@@ -25,27 +40,48 @@ def encode(spec: Spec, body: Json, variables: Mapping[str, Any] | None = None) -
     `variables` None is for the agent file, where a reference to one is a complaint.
     """
     reader = _Reader(variables)
-    reader.check_names(spec, body)
-    value = reader.decode(spec, body)
+    value = reader.top(spec, body)
     if reader.complaints:
-        raise SchemaError(list(dict.fromkeys(reader.complaints)))
+        raise SchemaError(list(dict.fromkeys(text for _, text in reader.complaints)))
     return msgspec.msgpack.encode(_wire(value))
+
+
+def examine(spec: Spec, body: Json, *, references: bool) -> Examined:
+    """The body before a scheduler has it: with `references` a value that has one is unknown, else a complaint."""
+    reader = _Reader(None, references=references)
+    data = msgspec.msgpack.encode(_wire(reader.top(spec, body)))
+    found = tuple(dict.fromkeys(reader.complaints))
+    return Examined(data=data, complaints=found, unknown=frozenset(reader.unknown))
+
+
+class _UnknownError(Exception):
+    """The value is known later."""
 
 
 class _Reader:
     """Collects complaints while it goes down; a value that drew one is null."""
 
-    def __init__(self, variables: Mapping[str, Any] | None) -> None:
+    def __init__(self, variables: Mapping[str, Any] | None, *, references: bool = False) -> None:
         self.variables = variables
-        self.complaints: list[str] = []
+        self.references = references
+        self.complaints: list[tuple[str, str]] = []
+        self.unknown: set[str] = set()
+        self._where = ""
+
+    def top(self, spec: Spec, body: Json) -> Any:
+        self.check_names(spec, body)
+        return self.decode(spec, body)
+
+    def complain(self, name: str, text: str) -> None:
+        self.complaints.append((f"{self._where}{name}", text))
 
     # -- names ----------------------------------------------------------------------------------------------------
 
     def check_names(self, spec: Spec, body: Json) -> None:
         known = _names(spec)
-        self.complaints += [
-            f'Invalid label: No argument or block type is named "{key}".' for key in body if key not in known
-        ]
+        for key in body:
+            if key not in known:
+                self.complain(key, f'Invalid label: No argument or block type is named "{key}".')
 
     # -- values ---------------------------------------------------------------------------------------------------
 
@@ -64,20 +100,24 @@ class _Reader:
     def _attr(self, spec: hclspec_pb2.Attr, body: Json) -> Any:
         if spec.name not in body:
             if spec.required:
-                self.complaints.append(
-                    f'Missing required argument: The argument "{spec.name}" is required, but no definition was found.'
+                self.complain(
+                    spec.name,
+                    f'Missing required argument: The argument "{spec.name}" is required, but no definition was found.',
                 )
             return None
         try:
             value = self.evaluate(body[spec.name])
+        except _UnknownError:
+            self.unknown.add(f"{self._where}{spec.name}")
+            return None
         except TemplateError as exc:
-            self.complaints.append(str(exc))
+            self.complain(spec.name, str(exc))
             return None
         try:
             return convert(value, parse_type(spec.type))
         except ConversionError as exc:
-            self.complaints.append(
-                f'Incorrect attribute value type: Inappropriate value for attribute "{spec.name}": {exc}.'
+            self.complain(
+                spec.name, f'Incorrect attribute value type: Inappropriate value for attribute "{spec.name}": {exc}.'
             )
             return None
 
@@ -92,42 +132,48 @@ class _Reader:
         blocks = self.blocks(spec.name, body)
         if not blocks:
             if spec.required:
-                self.complaints.append(f"Missing {spec.name} block: A {spec.name} block is required.")
+                self.complain(spec.name, f"Missing {spec.name} block: A {spec.name} block is required.")
             return None
         if len(blocks) > 1:
-            self.complaints.append(f"Duplicate {spec.name} block: Only one block of type {_q(spec.name)} is allowed.")
-        return self.nested(spec.nested, blocks[0])
+            self.complain(spec.name, f"Duplicate {spec.name} block: Only one block of type {_q(spec.name)} is allowed.")
+        return self.nested(spec.nested, blocks[0], spec.name)
 
     def _block_attrs(self, spec: hclspec_pb2.BlockAttrs, body: Json) -> Any:
         blocks = self.blocks(spec.name, body)
         if not blocks:
             if spec.required:
-                self.complaints.append(f"Missing {spec.name} block: A block of type {_q(spec.name)} is required here.")
+                self.complain(
+                    spec.name, f"Missing {spec.name} block: A block of type {_q(spec.name)} is required here."
+                )
             return None
         if len(blocks) > 1:
-            self.complaints.append(f"Duplicate {spec.name} block: Only one block of type {_q(spec.name)} is allowed.")
+            self.complain(spec.name, f"Duplicate {spec.name} block: Only one block of type {_q(spec.name)} is allowed.")
         wanted = parse_type(f"map({spec.type})")
         try:
             return convert({name: self.evaluate(value) for name, value in blocks[0].items()}, wanted)
+        except _UnknownError:
+            self.unknown.add(f"{self._where}{spec.name}")
         except TemplateError as exc:
-            self.complaints.append(str(exc))
+            self.complain(spec.name, str(exc))
         except ConversionError as exc:
-            self.complaints.append(
-                f'Invalid attribute value: Invalid value for attribute of "{spec.name}" block: {exc}.'
+            self.complain(
+                spec.name, f'Invalid attribute value: Invalid value for attribute of "{spec.name}" block: {exc}.'
             )
         return None
 
     def _block_list(self, spec: hclspec_pb2.BlockList, body: Json) -> list[Any]:
         blocks = self.blocks(spec.name, body)
         if len(blocks) < spec.min_items:
-            self.complaints.append(
-                f'Insufficient {spec.name} blocks: At least {spec.min_items} "{spec.name}" blocks are required.'
+            self.complain(
+                spec.name,
+                f'Insufficient {spec.name} blocks: At least {spec.min_items} "{spec.name}" blocks are required.',
             )
         if spec.max_items and len(blocks) > spec.max_items:
-            self.complaints.append(
-                f'Too many {spec.name} blocks: No more than {spec.max_items} "{spec.name}" blocks are allowed.'
+            self.complain(
+                spec.name,
+                f'Too many {spec.name} blocks: No more than {spec.max_items} "{spec.name}" blocks are allowed.',
             )
-        return [self.nested(spec.nested, one) for one in blocks]
+        return [self.nested(spec.nested, one, f"{spec.name}[{index}]") for index, one in enumerate(blocks)]
 
     def _block_set(self, spec: hclspec_pb2.BlockSet, body: Json) -> list[Any]:
         as_list = hclspec_pb2.BlockList(
@@ -148,18 +194,22 @@ class _Reader:
                 if len(labels) > 1:
                     self.labelled(spec, labels[1:], one, found.setdefault(name, {}))
                 elif name in found:
-                    self.complaints.append(
+                    self.complain(
+                        spec.name,
                         f"Duplicate {spec.name} block: Only one {spec.name} block with {labels[0]} {_q(name)} "
-                        "is allowed."
+                        "is allowed.",
                     )
                 else:
-                    found[name] = self.nested(spec.nested, one)
+                    found[name] = self.nested(spec.nested, one, _labelled(spec.name, name))
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def nested(self, spec: Spec, body: Json) -> Any:
-        self.check_names(spec, body)
-        return self.decode(spec, body)
+    def nested(self, spec: Spec, body: Json, name: str) -> Any:
+        before, self._where = self._where, f"{self._where}{name}."
+        try:
+            return self.top(spec, body)
+        finally:
+            self._where = before
 
     def blocks(self, name: str, body: Json) -> list[Json]:
         return self.objects(body.get(name), name)
@@ -167,19 +217,27 @@ class _Reader:
     def objects(self, value: Any, name: str) -> list[Json]:
         if value is None:
             return []
+        if isinstance(value, Unknown):
+            self.unknown.add(f"{self._where}{name}")
+            return []
         found = value if isinstance(value, list) else [value]
         if all(isinstance(one, dict) for one in found):
             return found
-        self.complaints.append(
+        self.complain(
+            name,
             "Incorrect JSON value type: Either a JSON object or a JSON array is required, representing the contents of "
-            f'one or more "{name}" blocks.'
+            f'one or more "{name}" blocks.',
         )
         return []
 
     def evaluate(self, value: Any) -> Any:
         """Strings are templates, wherever they stand; numbers become exact."""
         match value:
+            case Unknown():
+                raise _UnknownError
             case str():
+                if self.references and ("${" in value or "%{" in value):
+                    return _known(value)
                 if self.variables is None and ("${" in value or "%{" in value):
                     return _without_variables(value)
                 return render(value, self.variables or {})
@@ -188,6 +246,17 @@ class _Reader:
             case dict():
                 return {self.evaluate(key): self.evaluate(one) for key, one in value.items()}
         return _exact(value)
+
+
+def _labelled(name: str, label: str) -> str:
+    return f"{name}.{label}" if _PLAIN_NAME.fullmatch(label) else f"{name}[{label!r}]"
+
+
+def _known(text: str) -> Any:
+    try:
+        return render(text, {})
+    except TemplateError:
+        raise _UnknownError from None
 
 
 def _without_variables(text: str) -> Any:

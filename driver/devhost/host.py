@@ -83,6 +83,7 @@ class DevHost:
         self._logmon: Logmon | None = None
         self._stats_task: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[pb.StartTaskResponse] | None = None
+        self._starting_id = ""
         self._kill = asyncio.Event()
         self._down = False
         node = this_node(datacenter=job.datacenter, meta={**agentfile.client_meta(agent_file), **(meta or {})})
@@ -178,8 +179,10 @@ class DevHost:
             self._kill.set()
 
     async def kill_now(self) -> None:
-        """A second, harder word to a task that takes its time."""
-        if self.handle is not None and self.result is None:
+        """A second, harder word to a task that takes its time, also to start."""
+        if self._starting is not None:
+            await (await self.client()).destroy_task(self._starting_id)
+        elif self.handle is not None and self.result is None:
             await (await self.client()).signal_task(self.task_id, "SIGKILL")
 
     async def run(self) -> ExitResult:
@@ -263,11 +266,13 @@ class DevHost:
             self.emit(Event(type="Failed Validation", message=f"{head}{shown}"))
             raise
         self.handle = self.result = None
+        self._starting_id = config.id
         # What was asked for comes into being even when nobody waits for the answer any more: see `_settle_start`.
         self._starting = asyncio.create_task(self._start_rpc(plugin, config), name="start task")
         try:
             answer = await asyncio.shield(self._starting)
         except (RpcError, PluginError) as exc:
+            self._starting = None
             self.emit(Event(type="Driver Failure", message=str(exc)))
             raise StartFailedError(str(exc), recoverable=isinstance(exc, RpcError) and exc.recoverable) from exc
         if not answer.HasField("handle") or not answer.handle.HasField("config"):
@@ -289,6 +294,9 @@ class DevHost:
         """A start that was left in the middle: its task has to be known before it can be destroyed."""
         if self._starting is not None:
             await asyncio.wait((self._starting,), timeout=_START_SETTLES_S)
+            if not self._starting.done():  # it waits for its guest
+                with contextlib.suppress(RpcError, PluginError):
+                    await (await self.client()).destroy_task(self._starting_id)
             if self._starting.done() and not self._starting.cancelled() and self._starting.exception() is None:
                 self.handle = self._starting.result().handle
             self._starting = None

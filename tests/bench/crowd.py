@@ -1,8 +1,9 @@
 """Many fake machines on one plugin, and somebody who keeps the agent's calls open for each of them.
 
-Run as `python -m tests.bench.crowd ADDRESS` it reads one task id a line, opens Fingerprint and for each task WaitTask
-and TaskStats, says `ready` once each task gave a sample, and at the end of its input says how many samples came. It is
-a process of its own, so that what it receives does not stand in the way of whoever measures.
+Run as `python -m tests.bench.crowd ADDRESS CALLS` it reads one task id a line, opens Fingerprint and for each task
+those of WaitTask and TaskStats that are named (`wait`, `stats`), says `ready` once each task gave a sample, and at the
+end of its input says how many samples came. It is a process of its own, so that what it receives does not stand in the
+way of whoever measures.
 """
 
 import asyncio
@@ -38,9 +39,9 @@ async def start_crowd(plugin: Plugin, place: Place, count: int) -> list[FakeTask
 
 
 @contextlib.contextmanager
-def calls_open(plugin: Plugin, tasks: Sequence[FakeTask]) -> Iterator[None]:
-    """Fingerprint, and WaitTask and TaskStats for each task, open and answered. Raises when one of them failed."""
-    argv = [sys.executable, "-m", "tests.bench.crowd", plugin.address]
+def calls_open(plugin: Plugin, tasks: Sequence[FakeTask], *, calls: str = "wait,stats") -> Iterator[None]:
+    """Fingerprint, and those calls for each task, open and answered. Raises when one of them failed."""
+    argv = [sys.executable, "-m", "tests.bench.crowd", plugin.address, calls]
     ids = "".join(f"{task.id}\n" for task in tasks)
     with subprocess.Popen(argv, cwd=_CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -54,10 +55,11 @@ def calls_open(plugin: Plugin, tasks: Sequence[FakeTask]) -> Iterator[None]:
         samples = process.stdout.readline()
     if process.returncode != 0:
         raise RuntimeError(f"a call of the crowd failed: exit code {process.returncode}")
-    say(f"no call failed, {samples.strip()} samples of TaskStats came")
+    if "stats" in calls:
+        say(f"no call failed, {samples.strip()} samples of TaskStats came")
 
 
-async def main(address: str, tasks: Sequence[str]) -> None:
+async def main(address: str, kinds: Sequence[str], tasks: Sequence[str]) -> None:
     client = PluginClient(address)
     counts = dict.fromkeys(tasks, 0)
     all_sampled = asyncio.Event()
@@ -76,8 +78,12 @@ async def main(address: str, tasks: Sequence[str]) -> None:
             pass
 
     calls: list[asyncio.Future[Any]] = [asyncio.create_task(read_fingerprints())]
-    for task in tasks:
-        calls += [asyncio.create_task(wait(task)), asyncio.create_task(read(task))]
+    if "wait" in kinds:
+        calls += [asyncio.create_task(wait(task)) for task in tasks]
+    if "stats" in kinds:
+        calls += [asyncio.create_task(read(task)) for task in tasks]
+    else:
+        all_sampled.set()
     await _none_ends(calls, before=asyncio.create_task(asyncio.wait_for(all_sampled.wait(), _READY_S)))
     print("ready", flush=True)
     await _none_ends(calls, before=asyncio.get_running_loop().run_in_executor(None, sys.stdin.read))
@@ -94,4 +100,4 @@ async def _none_ends(calls: Sequence["asyncio.Future[Any]"], *, before: "asyncio
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], list(iter(lambda: sys.stdin.readline().strip(), ""))))
+    asyncio.run(main(sys.argv[1], sys.argv[2].split(","), list(iter(lambda: sys.stdin.readline().strip(), ""))))

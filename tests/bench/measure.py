@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+_MACHINE_BYTES = 18 << 20  # of a fake VMM and its keeper
+
 Unit = Literal["s", "bytes", "share", "cores", "1/s"]
 
 
@@ -39,6 +41,7 @@ class Settings:
 
     pairs: int  # of slow measurements; quick ones take a multiple
     machines: int  # on a full node
+    stats_machines: int  # that give numbers at once
     chv: Path
     guest_dir: Path
     base: Path  # a short directory that is removed afterwards
@@ -89,6 +92,16 @@ async def in_turns_async(
     """The same for measures that await."""
     rounds = [[await measure() for measure in measures] for _ in range(warm_up + pairs)]
     return [list(column) for column in zip(*rounds[warm_up:], strict=True)]
+
+
+def expect_memory(machines: int) -> None:
+    """Raises LeftOutError where so many fake machines have no room."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(one.split()[1]) for one in lines if one.startswith("MemAvailable:")) * 1024
+    needed = machines * _MACHINE_BYTES
+    if needed > free:
+        words = f"{machines} machines need {needed >> 30} GiB of memory, {free >> 30} GiB are free"
+        raise LeftOutError(f"{words}: set CHV_BENCH_STATS_MACHINES")
 
 
 def pss_bytes(pid: int) -> int:

@@ -1,7 +1,7 @@
 """`make bench`: ratios measured side by side in one run. Names of benchmarks as arguments run only those.
 
 CHV_BENCH_PAIRS (default 5) is how often slow things are measured, CHV_BENCH_MACHINES (default 200) how many machines
-a full node has.
+a full node has, CHV_BENCH_STATS_MACHINES (default 1000) how many give numbers or are shown by commands.
 """
 
 import argparse
@@ -16,17 +16,21 @@ from tests import needs
 from tests import setup as machine_setup
 from tests.bench import (
     cold_start,
+    commands,
     disks,
     executor,
     exits,
     full_node,
+    guest_agent,
     links,
     measure,
     migrations,
     placement,
     recover,
     start,
+    stats,
     submit,
+    sweep,
 )
 from tests.bench.measure import Line, Settings
 from tests.guest import build
@@ -41,13 +45,18 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Line]]] = {
     "exit": exits.run,
     "recover": recover.run,
     "full-node": full_node.run,
+    "stats": stats.run,
+    "commands": commands.run,
     "memory": executor.run,
+    "exec": guest_agent.run_exec,
+    "agent-throughput": guest_agent.run_throughput,
     "submit": submit.run,
     "root-disk": disks.run,
     "reflink": disks.run_reflink,
     "starts": disks.run_starts,
     "seed": disks.run_seed,
     "links": links.run,
+    "sweep": sweep.run,
     "placement": placement.run,
     "migrations": migrations.run,
 }
@@ -66,6 +75,7 @@ def main() -> int:
     settings = Settings(
         pairs=int(os.environ.get("CHV_BENCH_PAIRS", "5")),
         machines=int(os.environ.get("CHV_BENCH_MACHINES", "200")),
+        stats_machines=int(os.environ.get("CHV_BENCH_STATS_MACHINES", "1000")),
         chv=machine_setup.LOCAL / "plugins/chv",
         guest_dir=build.ensure(machine_setup.cache_dir()).directory,
         base=base,

@@ -14,7 +14,7 @@ from driver._pb import hclspec_pb2 as pb
 from driver.devhost import hclspec
 from driver.devhost.errors import DevHostError, SchemaError
 from driver.devhost.hcltree import config_json, parse
-from driver.schema import plugin_spec, task_spec
+from driver.keys import plugin_spec, task_spec
 from tests.conformance.encoder import Encoder, RefusedError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,7 +248,8 @@ def _by_devhost(spec: pb.Spec, body: str, variables: dict[str, Any]) -> bytes:
 def test_complaints_are_about_the_same_things(encoder: Encoder, spec: pb.Spec, body: str | dict[str, Any]) -> None:
     """People see all that is wrong at once, here as on a cluster."""
     if isinstance(body, str):
-        form, variables = config_json(parse(body + "\n", Path("job"))), VARIABLES
+        form: dict[str, Any] = config_json(parse(body + "\n", Path("job")))
+        variables: dict[str, Any] | None = VARIABLES
     else:
         form, variables = body, None
     assert _complaints(hclspec.encode, spec, form, variables) == _complaints(encoder.of_json, spec, form, variables)

@@ -9,7 +9,7 @@ import pytest
 from driver.devhost import hclspec
 from driver.devhost.hcltree import config_json, parse
 from driver.devhost.jobfile import read_job
-from driver.schema import task_spec
+from driver.keys import task_spec
 from tests.conformance.encoder import Encoder
 from tests.jobs import FOR_AGENTS
 

@@ -98,6 +98,24 @@ class Vmm:
             sock.connect(path)
             sock.sendall(text.encode("latin-1"))
 
+    def do_listen(self, path: str) -> None:
+        """A guest in which somebody listens: calls that come at `path` are answered, and what is said is said back."""
+        self.callers: list[socket.socket] = []
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(8)
+        threading.Thread(target=self.serve_calls, args=(listener,), daemon=True).start()
+
+    def do_answer(self, text: str) -> int:
+        """The guest says something to all who have called it and are still there; so many they are."""
+        return sum(self.said_to(caller, text.encode("latin-1")) for caller in list(self.callers))
+
+    def do_hang_up(self, _: object) -> None:
+        """As at a reboot of the guest: whoever listened is gone."""
+        for caller in self.callers:
+            caller.shutdown(socket.SHUT_RDWR)
+        self.callers.clear()
+
     def do_api(self, answers: bool) -> None:
         self.api_answers = answers
 
@@ -112,6 +130,31 @@ class Vmm:
 
     def do_kill(self, number: int) -> None:
         os.kill(os.getpid(), number)
+
+    # -- the guest -----------------------------------------------------------------------------------------------
+
+    def serve_calls(self, listener: socket.socket) -> None:
+        while True:
+            caller, _ = listener.accept()
+            if caller.makefile("rb", buffering=0).readline() == b"CONNECT 1000\n":
+                caller.sendall(b"OK 1073741824\n")
+                self.callers.append(caller)
+                threading.Thread(target=self.echo, args=(caller,), daemon=True).start()
+
+    def echo(self, caller: socket.socket) -> None:
+        while data := caller.recv(1 << 16):
+            if not self.said_to(caller, data):
+                break
+        if caller in self.callers:
+            self.callers.remove(caller)
+
+    def said_to(self, caller: socket.socket, data: bytes) -> bool:
+        """False when it has hung up, which its own thread may not have seen yet. No data is an error then, too."""
+        try:
+            caller.sendall(data)
+        except ConnectionError:
+            return False
+        return True
 
     # -- the API -------------------------------------------------------------------------------------------------
 

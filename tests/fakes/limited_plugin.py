@@ -1,6 +1,8 @@
-"""`chv` as it is, but for its patience with Cloud Hypervisor: seconds that would be minutes, or the other way round.
+"""`chv` as it is, but for its patience with Cloud Hypervisor and guest agents: seconds that would be minutes, or the
+other way round.
 
-`CHV_TEST_LIMITS` in its environment is JSON with any of `call`, `start`, `add`, `boot` and `reboot`, in seconds.
+`CHV_TEST_LIMITS` in its environment is JSON with any of `call`, `start`, `add`, `boot`, `reboot` and `agent`, each in
+seconds.
 """
 
 import json
@@ -8,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from driver import config_task
 from tests import setup
 from vmlib.hypervisor import ch_api
 
@@ -38,6 +41,8 @@ def main() -> int:
     if "reboot" in limits:
         # The name by which the module calls it: it depends on the machine, so there is no constant to set.
         machine.reboot_timeout_s = lambda *_, **__: limits["reboot"]  # type: ignore[attr-defined]
+    if "agent" in limits:
+        config_task.AGENT_WAIT_S = limits["agent"]
 
     from driver.main import main as serve
 

@@ -147,6 +147,7 @@ class FakeTask:
     name: str = "fake"
     alloc_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     start: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # another one for each start
+    options: Mapping[str, object] = field(default_factory=dict)  # more of its config
 
     @property
     def id(self) -> str:
@@ -186,6 +187,7 @@ class FakeTask:
             "cmdline": f"console=ttyS0 {self.words}".strip(),
             "placement": "shared",
             "hypervisor": "fake",
+            **self.options,
         }
         return pb.TaskConfig(
             id=self.id,

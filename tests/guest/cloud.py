@@ -33,7 +33,7 @@ PACKAGES = (
     "zstd",
 )
 BOOT_PACKAGES = ("syslinux", "syslinux-common", "systemd-boot-efi", "mtools")
-CMDLINE = "root=LABEL=root ro console=ttyS0 quiet"
+CMDLINE = "root=LABEL=root ro console=ttyS0 quiet no_timer_check"
 MIB_SECTORS = 2048  # where partitions begin
 BOOT_MIB = 64
 ROOT_MIB = 1536

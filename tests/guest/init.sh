@@ -288,6 +288,13 @@ say_ipv6() {
     echo "ipv6 $1 $found"
 }
 
+# What the seed brings along for cloud-init to run at each boot; with the initrd that has Python.
+start_agent() {
+    mkdir -p /dev/pts /run /tmp /root
+    mount -t devpts devpts /dev/pts
+    if [ -f /seed/vendor-data ]; then python3 -IS /bin/boothooks; else echo "agent: no seed"; fi
+}
+
 obey() {
     case "$1" in
     ip=*) add_address "${1#*=}" ;;
@@ -324,6 +331,7 @@ obey() {
         echo 1 >/proc/sys/kernel/sysrq
         echo c >/proc/sysrq-trigger
         ;;
+    agent) start_agent ;;
     exit-only=*) tell_host "exit ${1#*=}" ;;
     exit=*)
         tell_host "exit ${1#*=}"

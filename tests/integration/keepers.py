@@ -154,13 +154,13 @@ class Driven(Kept):
         self.lease.commit()
 
     def __call__(self, name: str, value: Any) -> Any:
-        """Have the VMM do one step."""
+        """Have the VMM do one step. Raises ConnectionError when that was its last."""
         self.drive.sendall(json.dumps({name: value}).encode() + b"\n")
         answer = b""
         while not answer.endswith(b"\n"):
             piece = self.drive.recv(1 << 16)
             if not piece:
-                return None  # it was its last
+                raise ConnectionResetError(f"the VMM ended at {name}")
             answer += piece
         return json.loads(answer)
 

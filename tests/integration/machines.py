@@ -211,6 +211,7 @@ class Host:
     hooks: tuple[str, ...] = ()
     root: Path = Path("/")  # of what it takes for the host's devices
     uids: range | None = None  # other ones than its hypervisor's
+    user: str = ""  # one for all machines, instead of uids
     logs: list[Log] = field(default_factory=list)
     count: int = 0
 
@@ -222,7 +223,11 @@ class Host:
     def machines(self) -> Machines:
         """As a new process would make it: nothing is remembered."""
         settings = HostSettings(
-            layout=self.layout, vm_uids=self.uids or UIDS[self.name], hooks=self.hooks, host_root=self.root
+            layout=self.layout,
+            vm_uids=None if self.user else self.uids or UIDS[self.name],
+            vm_user=self.user,
+            hooks=self.hooks,
+            host_root=self.root,
         )
         hypervisor = hypervisor_of(self.name, binary=self.binary)
         return Machines(settings, lambda _: (hypervisor, "by the test"), attach)

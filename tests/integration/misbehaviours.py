@@ -88,3 +88,21 @@ STOPS = {
     "chfake.garbage=vm.power-button": (0, "", []),
     "chfake.fail=vm.power-button": (137, _QUIT, [_QUIT]),
 }
+
+# The same for machines that are paused when the stop comes: they are resumed first.
+PAUSED = {
+    "": (0, "", []),
+    "chfake.fail=vm.resume": (137, _QUIT, [_QUIT]),
+    "chfake.garbage=vm.resume": (137, _QUIT, [_QUIT]),
+    "chfake.hang=vm.resume": (137, KILLED, [_QUIT, _TERM, KILLED]),
+    "chfake.hang=vm.resume chfake.ignore-button": (137, KILLED, [_QUIT, _TERM, KILLED]),
+    "chfake.ignore-button chfake.hang=vmm.shutdown": (137, KILLED, [_QUIT, _TERM, KILLED]),
+}
+
+# What the plugin adds, who knows what to do about a short time.
+ADVICE = "; most guests need a kill_timeout of 30 s, Nomad's default is 5 s"
+
+
+def advised(end: tuple[int, str, list[str]]) -> tuple[int, str, list[str]]:
+    code, message, events = end
+    return code, message and f"{message}{ADVICE}", [f"{event}{ADVICE}" for event in events]

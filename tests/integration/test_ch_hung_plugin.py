@@ -14,7 +14,7 @@ from driver._pb import driver_pb2 as pb
 from driver.devhost.client import RpcError
 from tests.fakes.ch_tasks import PATIENCE_S, ChPlace, ChTask, ch_plugin_at, until_says
 from tests.fakes.plugin_client import Plugin
-from tests.integration.misbehaviours import KILLED, STOP_S
+from tests.integration.misbehaviours import ADVICE, KILLED, STOP_S
 from tests.integration.nodes import READY, until
 from vmlib import process
 from vmlib.hypervisor.ch_api import ApiError, ApiTimeoutError, ChApi
@@ -108,7 +108,7 @@ async def test_a_hung_api_hangs_neither_looks_nor_recover_nor_stop_nor_another_t
         await plugin.client.stop_task(task.id, timeout_s=STOP_S)
         assert time.monotonic() - begin < STOP_S + 5.0 + SLACK_S / 3
         answer = await plugin.client.wait_task(task.id)
-        assert (answer.result.exit_code, answer.err) == (137, KILLED)
+        assert (answer.result.exit_code, answer.err) == (137, KILLED + ADVICE)
         await plugin.client.destroy_task(task.id)
 
 

@@ -1,5 +1,9 @@
 """Keepers of Cloud Hypervisor with guests that really run: the VMM is the fake one, which boots them through QEMU."""
 
+import os
+import signal
+import time
+
 from tests.integration.machines import READY, Host
 from tests.integration.test_ch_guest import host, start
 from tests.integration.test_keeper import PANIC, _ticks
@@ -11,6 +15,20 @@ def test_a_panic_ends_with_1_and_the_kernels_words(host: Host) -> None:
     one = start(host, "panic")
     record = one.end()
     assert (record.exit_code, record.signal, record.message) == (1, 0, f"guest panic: {PANIC}")
+    told = [line for line in one.err.lines if line.startswith("chv: ")]
+    assert told == [f"chv: panic: {PANIC}", f"chv: guest panic: {PANIC}"]
+
+
+def test_a_kernel_that_restarts_itself_before_the_vmm_is_ended_after_a_panic_is_no_reboot(host: Host) -> None:
+    one = start(host, "panic")
+    threads = one.machine.vcpus()
+    os.kill(one.keeper.pid, signal.SIGSTOP)  # too slow to end it in time
+    deadline = time.monotonic() + 120
+    while one.machine.vcpus() == threads:  # a reboot makes them anew
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(one.keeper.pid, signal.SIGCONT)
+    assert one.end().message == f"guest panic: {PANIC}"
     told = [line for line in one.err.lines if line.startswith("chv: ")]
     assert told == [f"chv: panic: {PANIC}", f"chv: guest panic: {PANIC}"]
 

@@ -15,7 +15,7 @@ from tests.fakes.ch.behaviour import WORDS
 from tests.fakes.ch.install import install, tell
 from tests.guest.build import Guest
 from tests.integration.machines import NOTHING, READY, Host, Running, host_for
-from tests.integration.misbehaviours import ALSO_TESTED, LIMIT_S, NICS, RUNS, STARTS, STOP_S, STOPS
+from tests.integration.misbehaviours import ALSO_TESTED, LIMIT_S, NICS, PAUSED, RUNS, STARTS, STOP_S, STOPS
 from tests.integration.networks import network
 from vmlib import cpuset
 from vmlib import machine as machine_module
@@ -183,6 +183,17 @@ def test_a_stop_takes_its_time_and_five_seconds_at_most(host: LightHost, words: 
     assert record is not None
     assert time.monotonic() - begin < STOP_S + 5.0 + SLACK_S / 4
     assert (record.exit_code, record.message) == STOPS[words][:2]
+
+
+@pytest.mark.parametrize("words", PAUSED)
+def test_a_paused_machine_is_resumed_and_stopped_in_the_same_time(host: LightHost, words: str) -> None:
+    one = _started(host, words)
+    one.machine.pause()
+    begin = time.monotonic()
+    record = one.machine.stop(STOP_S)
+    assert record is not None
+    assert time.monotonic() - begin < STOP_S + 5.0 + SLACK_S / 4
+    assert (record.exit_code, record.message) == PAUSED[words][:2]
 
 
 def _started(host: LightHost, words: str) -> Running:

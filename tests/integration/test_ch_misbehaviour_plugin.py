@@ -21,12 +21,13 @@ from tests import leftovers
 from tests.fakes.ch.install import tell
 from tests.fakes.ch_tasks import PATIENCE_S, ChPlace, ChTask, ch_plugin_at, until_says
 from tests.fakes.plugin_client import Plugin
-from tests.integration.misbehaviours import LIMIT_S, NICS, RUNS, SAID_BY_THE_VMM, STARTS, STOP_S, STOPS
+from tests.integration.misbehaviours import LIMIT_S, NICS, PAUSED, RUNS, SAID_BY_THE_VMM, STARTS, STOP_S, STOPS, advised
 from tests.integration.networks import network
 from tests.integration.nodes import READY, until
 from vmlib.process import Identity
 
 T = TypeVar("T")
+Ends = dict[str, tuple[int, str, list[str]]]
 
 SLACK_S = 15.0  # of a busy host, besides the limits
 # The last event of those that have one beside the start's.
@@ -227,10 +228,11 @@ def test_wait_task_says_how_a_running_machine_ended(node: Node, words: str) -> N
 # StopTask
 
 
-def test_stop_task_ends_each_within_its_time_and_five_seconds(node: Node) -> None:
+@pytest.mark.parametrize("table", [STOPS, PAUSED], ids=["running", "paused"])
+def test_stop_task_ends_each_within_its_time_and_five_seconds(node: Node, table: Ends) -> None:
     """All at once, as a drain does it: one that hangs does not cost another its time."""
     client = node.plugin.client
-    tasks = {words: ChTask(node.place, words=words) for words in STOPS}
+    tasks = {words: ChTask(node.place, words=words) for words in table}
 
     async def stop(task: ChTask) -> tuple[int, str, list[str]]:
         begin = time.monotonic()
@@ -247,8 +249,10 @@ def test_stop_task_ends_each_within_its_time_and_five_seconds(node: Node) -> Non
                 await client.start_task(task.config())
                 if "dead-boot" not in task.words:
                     await until_says(out, READY)
+                if table is PAUSED:
+                    await client.signal_task(task.id, "SIGSTOP")
             ends = await asyncio.gather(*map(stop, tasks.values()))
-            assert dict(zip(tasks, ends, strict=True)) == STOPS
+            assert dict(zip(tasks, ends, strict=True)) == {words: advised(end) for words, end in table.items()}
         await asyncio.gather(*(client.destroy_task(task.id) for task in tasks.values()))
 
     node.do(lives())

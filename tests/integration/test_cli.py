@@ -3,7 +3,10 @@
 import asyncio
 import json
 import os
+import re
 import signal
+import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from driver.cli import COMMANDS
 from driver.devhost.host import DevHost
 from tests.integration.nodes import READY, Node, until_says
-
-COMMANDS = ("cores", "doctor", "ps", "inspect", "dev")
+from vmlib.hypervisor.qmp import CALL_TIMEOUT_S
 
 
 @asynccontextmanager
@@ -72,7 +75,12 @@ def test_a_problem_is_exit_code_one_and_has_a_cure(node: Node) -> None:
             "cure": "install QEMU 7.2 or later, or Cloud Hypervisor",
         }
     ]
-    assert {"check": "qemu", "verdict": "warning", "text": "/nowhere/qemu is not installed", "cure": ""} in checks
+    assert {
+        "check": "qemu",
+        "verdict": "warning",
+        "text": "/nowhere/qemu is not installed",
+        "cure": "install QEMU 7.2 or later (qemu-system-x86), or name another one as qemu.binary",
+    } in checks
     assert node.command("doctor").returncode == 1
 
 
@@ -111,6 +119,22 @@ async def test_ps_and_inspect_show_the_machines_of_all_owners(fake_node: Node) -
         assert found["exit"] == {"code": 137, "signal": 9, "message": "the VMM was killed by SIGKILL"}
 
 
+async def test_vmms_that_hang_hold_up_the_list_for_as_long_as_one_of_them(fake_node: Node) -> None:
+    async with two_machines(fake_node):
+        pids = [row["pid"] for row in await asyncio.to_thread(as_json, fake_node, "ps")]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            begin = time.monotonic()
+            rows = await asyncio.to_thread(as_json, fake_node, "ps")
+            took = time.monotonic() - begin
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        assert [row["state"] for row in rows] == ["unknown", "unknown"]
+        assert CALL_TIMEOUT_S <= took < 2 * CALL_TIMEOUT_S
+
+
 def look_at_two(node: Node, hosts: list[DevHost]) -> None:
     rows = {row["id"]: row for row in as_json(node, "ps")}
     assert [rows[f"{host.alloc.id}/vm"]["owner"] for host in hosts] == ["nomad", "dev"]
@@ -142,7 +166,7 @@ def look_at_two(node: Node, hosts: list[DevHost]) -> None:
     assert several.returncode == 2
     for wrong in ("zzz", f"{id_}/other", f"{id_}0"):
         done = node.command("inspect", wrong)
-        assert done.returncode == 2
+        assert done.returncode == 1
         assert done.stderr == f"chv: no machine {wrong!r} in {node.layout.data_dir}, look at `chv ps`\n"
 
 
@@ -174,6 +198,8 @@ async def test_inspect_shows_what_devices_have_moved_and_a_vmm_that_hangs_holds_
         assert (data["write_bytes"], data["write_ops"]) == (4096, 1)
         assert data["read_bytes"] > 0 < data["read_ops"]
         assert found["memory_actual_mib"] == 128
+        assert found["cpu"]["total_s"] > found["vcpus"][0]["cpu_s"] > 0
+        assert found["memory"]["rss_bytes"] > 32 << 20
         text = (await asyncio.to_thread(node.command, "inspect", host.alloc.id)).stdout
         assert '"write_bytes": 4096' in next(line for line in text.splitlines() if line.startswith("disks "))
         os.kill(found["pid"], signal.SIGSTOP)
@@ -183,6 +209,7 @@ async def test_inspect_shows_what_devices_have_moved_and_a_vmm_that_hangs_holds_
             os.kill(found["pid"], signal.SIGCONT)
         assert hung["usage"] == "not told: greeting: no answer from the VMM in time"
         assert (hung["state"], "disks" in hung) == ("unknown", False)
+        assert hung["cpu"]["total_s"] >= found["cpu"]["total_s"]
 
 
 async def test_commands_find_a_real_guest_while_the_plugin_talks_to_it(node: Node) -> None:
@@ -237,6 +264,25 @@ def test_help_names_every_command_and_the_version_is_said(fake_node: Node) -> No
     done = fake_node.command("--help")
     assert done.returncode == 0
     for command in COMMANDS:
-        assert f"  {command} " in done.stdout
+        assert re.search(rf"^ +{command}\b", done.stdout, re.MULTILINE)
         assert fake_node.command(command, "--help").returncode == 0
     assert fake_node.command("--version").stdout.startswith("chv ")
+
+
+@pytest.mark.parametrize("words", [("ps",), ("inspect", "x"), ("disks",), ("cores",), ("gc",), ("stop", "x")])
+def test_whoever_may_not_look_is_told_so_in_one_sentence(fake_node: Node, words: tuple[str, ...]) -> None:
+    data_dir = fake_node.layout.data_dir
+    data_dir.mkdir(mode=0o700)
+    os.chown(data_dir, 12345, 12345)
+    # Root without the right to look everywhere: another user could not read this checkout.
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search", str(fake_node.chv), *words],
+        env={**os.environ, **fake_node.environment, "CHV_CONFIG": str(fake_node.agent_file)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"chv: {data_dir}: permission denied, expected root (try sudo)\n"
+    data_dir.rmdir()

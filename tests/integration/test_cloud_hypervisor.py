@@ -106,6 +106,31 @@ def test_it_is_paused_and_resumed_any_number_of_times(host: Host) -> None:
     assert one.machine.status() == "running"
 
 
+def test_a_reboot_from_outside_is_told_once_and_resumes_a_paused_machine(host: Host) -> None:
+    one = host.start()
+    one.machine.reboot()
+    one.until_told("chv: rebooted from outside")
+    one.machine.pause()
+    one.machine.reboot()
+    one.until(lambda: one.kinds() == ["rebooted", "paused", "resumed", "rebooted"], "the events")
+    one.pass_time(2.0)
+    assert one.kinds() == ["rebooted", "paused", "resumed", "rebooted"]
+    assert one.machine.status() == "running"
+
+
+def test_a_reboot_from_outside_ends_a_machine_that_shall_not_reboot(host: Host) -> None:
+    one = host.start(on_reboot="exit")
+    one.machine.reboot()
+    record = one.end()
+    assert (record.exit_code, record.signal, record.message) == (0, 0, "")
+
+
+def test_an_nmi_is_taken(host: Host) -> None:
+    one = host.start()
+    one.machine.nmi()
+    assert one.machine.status() == "running"
+
+
 def test_an_overlay_names_the_image_below_it_for_one_start_only(host: Host) -> None:
     root = image(host)
     first = host.start(root=root)

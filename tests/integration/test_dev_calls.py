@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -14,7 +15,8 @@ from driver._pb import driver_pb2 as pb
 from driver.devhost.client import RpcError
 from driver.devhost.events import ExitResult
 from tests.fakes.plugin_client import FakeTask, Place, Plugin, place_at, plugin_at
-from tests.integration.nodes import PATIENCE_S, Node, kinds, told, until, until_says
+from tests.integration.nodes import PATIENCE_S, Node, kinds, open_files, told, until, until_says
+from vmlib import process
 
 NODE_ATTRIBUTES = ("driver.chv", "driver.chv.version", "driver.chv.qemu.version", "driver.chv.accel")
 
@@ -176,13 +178,52 @@ async def test_stats_are_of_vmm_and_keeper_and_their_sum_and_never_end_by_themse
                 await following
         assert len(samples) >= 3
         for one in samples:
-            assert (one.id, set(one.resource_usage_by_pid)) == (task.id, {"vmm", "keeper"})
-            parts = one.resource_usage_by_pid.values()
-            assert one.agg_resource_usage.memory.rss == sum(part.memory.rss for part in parts) > 1 << 20
-            assert one.agg_resource_usage.cpu.percent == pytest.approx(sum(part.cpu.percent for part in parts))
+            parts = one.resource_usage_by_pid
+            assert (one.id, set(parts)) == (task.id, {"vmm", "keeper", "guest", "vcpu0"})
+            total, both = one.agg_resource_usage, (parts["vmm"], parts["keeper"])
+            assert total.memory.rss == sum(part.memory.rss for part in both) > 1 << 20
+            assert total.cpu.percent == pytest.approx(sum(part.cpu.percent for part in both))
             assert one.timestamp.seconds > 1_700_000_000
+            assert parts["guest"].memory.usage == 64 << 20
+            assert list(parts["guest"].memory.measured_fields) == [pb.MemoryUsage.USAGE]
+            assert not parts["vcpu0"].memory.measured_fields
         assert samples[0].agg_resource_usage.cpu.percent == 0
-        assert list(samples[0].agg_resource_usage.memory.measured_fields) == [pb.MemoryUsage.RSS]
+
+
+async def test_two_streams_of_one_task_and_one_that_its_caller_left(chv: Path, short_dir: Path) -> None:
+    async with plugin_and_task(chv, short_dir) as (plugin, task):
+        await plugin.client.start_task(task.config())
+        async with aclosing(plugin.client.task_stats(task.id, interval_s=0.2)) as stream:
+            for _ in range(2):
+                async with aclosing(plugin.client.task_stats(task.id, interval_s=0.2)) as other:
+                    await anext(other)
+                    await anext(other)
+                await anext(stream)
+        async with aclosing(plugin.client.task_stats(task.id, interval_s=0.2)) as stream:
+            await anext(stream)
+
+
+async def test_a_keeper_that_is_replaced_ends_no_stats_and_makes_no_odd_number(chv: Path, short_dir: Path) -> None:
+    async with plugin_and_task(chv, short_dir) as (plugin, task):
+        await plugin.client.start_task(task.config())
+        run = task.place.layout.run(task.id)
+        keeper = process.load_identity(run.keeper)
+        assert keeper is not None
+        async with aclosing(plugin.client.task_stats(task.id, interval_s=0.1)) as stream:
+            await anext(stream)
+            assert process.send_signal(keeper, signal.SIGKILL)
+            async with asyncio.timeout(PATIENCE_S):
+                while process.load_identity(run.keeper) in (keeper, None):
+                    check(await anext(stream))
+                for _ in range(5):
+                    check(await anext(stream))
+
+
+def check(sample: pb.TaskStats) -> None:
+    """That nobody is shown nonsense."""
+    for used in (sample.agg_resource_usage, *sample.resource_usage_by_pid.values()):
+        for value in (used.cpu.percent, used.cpu.user_mode, used.cpu.system_mode):
+            assert 0 <= value <= 100 * (os.cpu_count() or 1) + 10
 
 
 async def _collect(stream: AsyncIterator[pb.TaskStats], into: list[pb.TaskStats]) -> None:
@@ -336,15 +377,23 @@ async def test_what_is_secret_in_a_job_is_in_no_log_no_event_and_no_argument(fak
 
 
 def all_that_others_may_see(node: Node) -> list[str]:
-    """Arguments and environments of what runs."""
-    pids = [pid for found in node.processes().values() for pid in found]
-    files = [Path(f"/proc/{pid}/{name}") for pid in pids for name in ("cmdline", "environ")]
-    return [path.read_bytes().decode(errors="replace") for path in files]
+    """Arguments and environments of all that runs there: plugin, keeper, VMM, and whoever starts them."""
+    said = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            words = [
+                Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace") for name in ("cmdline", "environ")
+            ]
+            base = f"{node.base}/"
+            if base in "".join(words) or any(link.startswith(base) for link in open_files(pid)):
+                said += words
+    assert len(said) >= 2 * len(("plugin", "keeper", "VMM"))
+    return said
 
 
 def files_with(node: Node, text: bytes) -> list[Path]:
     """Of ours, and not one that everybody may read."""
-    roots = (node.layout.data_dir, node.layout.run_dir)
+    roots = (node.layout.data_dir, node.layout.run_dir, node.allocs, node.base / "tmp")
     files = [path for root in roots for path in root.rglob("*") if path.is_file() and path.name != "kernel"]
     found = [path for path in files if text in path.read_bytes()]
     assert [path for path in found if path.stat().st_mode & 0o077] == []

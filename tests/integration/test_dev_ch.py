@@ -4,7 +4,9 @@ The VMM is the fake one, which boots guests by QEMU. Jobs that do not pin it get
 """
 
 import asyncio
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ import pytest
 from driver.devhost.events import ExitResult
 from driver.devhost.host import StartFailedError
 from tests.guest import build
-from tests.integration.nodes import READY, Node, told, until_says, until_told
+from tests.integration.nodes import READY, Node, kinds, told, until_says, until_told
+from tests.integration.test_ch_guest import fake_in
 
-FAKE = Path(__file__).parent.parent / "fakes" / "cloud-hypervisor"
 # A plugin that finds no KVM that works, on whatever host.
 WITHOUT_KVM = """#!/bin/sh
 if [ -z "$HIDDEN" ]; then HIDDEN=1 exec unshare --mount "$0" "$@"; fi
@@ -27,7 +29,7 @@ exec {chv} "$@"
 def ch_node(fake_node: Node) -> Node:
     """Its machines run as we do: the fake's Python may lie where no other user can walk to."""
     fake_node.hypervisor = "auto"
-    fake_node.block = f'cloud_hypervisor {{\n binary = "{FAKE}"\n }}'
+    fake_node.block = f'cloud_hypervisor {{\n binary = "{fake_in(fake_node.base / "fake")}"\n }}'
     fake_node.write_agent_file()
     return fake_node
 
@@ -72,6 +74,61 @@ async def test_a_job_is_paused_resumed_and_stopped(ch_node: Node) -> None:
         host.kill()
         assert await life == ExitResult()
         assert "power button" in host.console()
+
+
+async def test_its_console_reboot_and_nmi_are_those_of_every_machine(ch_node: Node) -> None:
+    async with ch_node.host(job(ch_node, "echo")) as host:
+        life = asyncio.create_task(host.run())
+        await until_says(host, READY)
+        client = await host.client()
+
+        def command(*words: str) -> "subprocess.CompletedProcess[str]":
+            return ch_node.command(*words, host.alloc.id)
+
+        assert (await asyncio.to_thread(command, "nmi")).returncode == 0
+        await until_says(host, "NMI received")
+        for ups, pause in ((2, False), (3, True)):
+            if pause:
+                await client.signal_task(host.task_id, "SIGSTOP")
+                await until_told(host, "paused")
+            done = await asyncio.to_thread(command, "reboot")
+            assert (done.returncode, done.stderr) == (0, "")
+            await until_says(host, READY, count=ups)
+            assert kinds(host).count("rebooted") == ups - 1
+        assert kinds(host)[2:] == ["rebooted", "paused", "resumed", "rebooted"]
+        assert {text for text in told(host) if text.startswith("rebooted")} == {"rebooted from outside"}
+        assert await asyncio.to_thread(talk, ch_node, host.alloc.id) == b"echo: hello"
+        host.kill()
+        assert await life == ExitResult()
+
+
+def talk(node: Node, alloc: str) -> bytes:
+    """Type a line in a pipe, and return what the guest answers."""
+    with subprocess.Popen(
+        [node.chv, "console", alloc],
+        env={**os.environ, **node.environment, "CHV_CONFIG": str(node.agent_file)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as one:
+        assert one.stdin is not None
+        assert one.stdout is not None
+        one.stdin.write(b"hello\n")
+        one.stdin.flush()
+        said = next(line for line in one.stdout if b"echo:" in line)
+        one.terminate()
+    return said.strip()
+
+
+async def test_a_reboot_of_a_machine_that_shall_not_reboot_is_its_end(ch_node: Node) -> None:
+    path = job(ch_node)
+    path.write_text(path.read_text().replace("hypervisor =", 'on_reboot = "exit"\n hypervisor ='))
+    async with ch_node.host(path) as host:
+        life = asyncio.create_task(host.run())
+        await until_says(host, READY)
+        done = await asyncio.to_thread(ch_node.command, "reboot", host.alloc.id)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert await life == ExitResult()
+        assert "rebooted" not in kinds(host)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,25 @@ def test_what_the_driver_refuses_is_a_failure(chv: Path, config: Path, tmp_path:
     assert told.nomads_events == ["Received", "Task Setup", "Driver Failure", "Not Restarting"]
 
 
+@pytest.mark.parametrize(
+    ("task", "lint"),
+    [
+        ('kill_timeout = "30s"', []),
+        (
+            'kill_timeout = "2s"',
+            ["kill_timeout is 2 s: most guests need a kill_timeout of 30 s, Nomad's default is 5 s"],
+        ),
+        ("", ["kill_timeout is 5 s: most guests need a kill_timeout of 30 s, Nomad's default is 5 s"]),
+        ('kill_timeout = "2s"\n kill_signal = "SIGKILL"', []),
+    ],
+)
+def test_a_short_kill_timeout_is_a_lint(chv: Path, config: Path, tmp_path: Path, task: str, lint: list[str]) -> None:
+    job = changed("hello", tmp_path, 'kill_timeout = "30s"', task)
+    job.write_text(job.read_text().replace("/vmlinuz", "/nothing"))  # nothing has to start for it
+    told = run(chv, config, job)
+    assert [line["message"] for line in told.of("lint")] == lint
+
+
 def test_the_allocs_directory_is_kept_on_demand(chv: Path, config: Path, tmp_path: Path) -> None:
     told = run(chv, config, JOBS / "hello.nomad.hcl", "--keep", "--alloc-dir", str(tmp_path / "allocs"))
     (root,) = (tmp_path / "allocs").iterdir()

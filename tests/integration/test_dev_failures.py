@@ -18,6 +18,7 @@ from driver.devhost.client import RpcError
 from driver.devhost.events import ExitResult
 from driver.devhost.host import DevHost, StartFailedError
 from driver.devhost.jobfile import read_job
+from tests.integration.misbehaviours import ADVICE
 from tests.integration.nodes import (
     NOTHING,
     READY,
@@ -59,7 +60,7 @@ async def test_a_guest_that_ignores_the_button_is_forced_off_within_five_seconds
         asked = clock.time()
         result = await life
         assert 3.0 <= clock.time() - asked < 8.0
-        sentence = "forced off: the guest did not power off within 3 s, the VMM was told to quit"
+        sentence = f"forced off: the guest did not power off within 3 s, the VMM was told to quit{ADVICE}"
         assert result == ExitResult(exit_code=137, message=sentence)
         assert told(host)[2:] == ["power button pressed", sentence]
         assert kinds(host) == ["machine started", "cores", "power button", "forced off"]
@@ -110,7 +111,7 @@ async def test_a_vmm_that_does_not_answer_gets_no_more_time_than_one_that_does(f
         result = await life
         assert 2.0 <= clock.time() - asked < 7.5
         assert result == ExitResult(
-            exit_code=137, message="forced off: the guest did not power off within 2 s, SIGKILL to the VMM"
+            exit_code=137, message=f"forced off: the guest did not power off within 2 s, SIGKILL to the VMM{ADVICE}"
         )
         assert kinds(host) == ["machine started", "cores", *["forced off"] * 3]
 
@@ -125,6 +126,24 @@ async def test_kill_signal_sigkill_does_not_wait_for_the_guest(fake_node: Node) 
         sentence = "forced off: the guest had no time to power off, the VMM was told to quit"
         assert result == ExitResult(exit_code=137, message=sentence)
         assert kinds(host) == ["machine started", "cores", "forced off"]
+
+
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", "SIGINT", "SIGSTOP", "SIGCONT", "SIGHUP", "SIGUSR1", "SIGWINCH", "nonsense"]
+)
+async def test_whatever_else_the_kill_signal_is_the_guest_is_asked(fake_node: Node, name: str) -> None:
+    """Nomad takes any text for one; a stop that is refused would be tried for minutes."""
+    said: list[str] = []
+    host = fake_node.host(fake_node.job(task=f'kill_signal = "{name}"'))
+    host.supervisor.on_log = lambda line: said.append(str(line))
+    async with host:
+        life = asyncio.create_task(host.run())
+        await until_says(host, READY)
+        host.kill()
+        assert await life == ExitResult()
+        assert kinds(host) == ["machine started", "cores", "power button"]
+    odd = name not in ("SIGTERM", "SIGINT")
+    assert any(f"kill_signal {name} means no stop to a machine" in line for line in said) == odd
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,8 +166,9 @@ async def test_sigkill_ends_the_machine_as_that_signal_and_others_are_refused_wi
         for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
             with pytest.raises(RpcError) as refused:
                 await client.signal_task(host.task_id, name)
-            text = f"signal {name}: is for the guest agent, which is not built yet; now: {LIST}"
-            assert str(refused.value) == f"rpc error: code = Unimplemented desc = {text}"
+            text = f"signal {name}: is for the guest agent, which does not answer; "
+            where = f"it runs what is executable in /etc/chv/signals/{name}.d/ of the guest; without it: {LIST}"
+            assert str(refused.value) == f"rpc error: code = Unimplemented desc = {text}{where}"
         for name in ("SIGWINCH", "", "9", "nonsense"):
             with pytest.raises(RpcError) as refused:
                 await client.signal_task(host.task_id, name)
@@ -198,7 +218,7 @@ async def test_refusals_as_the_alloc_shows_them(node: Node, golden: Callable[[st
         "a device that the operator gives to nobody",
         config='vfio = ["0000:3b:00.0"]\n numa = "strict"\n disk {\n name = "data"\n size = "1GiB"\n }',
     )
-    case("not built yet, in two words", boot='image = "nfs://vms/a.raw"\n wait_for = "agent"')
+    case("who would wait for nobody", boot='image = "nfs://vms/a.raw"\n agent = false\n wait_for = "agent"')
     case("a group whose namespace is gone", change=with_namespace)
     case("the network of a group that has none", config='network_interface {\n network = "alloc"\n }')
     keys = 'network = "user0"\n address = ["192.0.2.0/24", "192.0.2.7"]\n gateway = "10.0.0.1"'
@@ -231,10 +251,18 @@ async def test_refusals_as_the_alloc_shows_them(node: Node, golden: Callable[[st
     golden("refusals.txt", text.rstrip() + "\n")
 
 
-async def test_exec_says_what_to_use_instead(fake_node: Node) -> None:
-    async with running(fake_node) as (host, _):
-        with pytest.raises(RpcError, match="exec is not built yet in this version of chv, use SSH to the guest") as one:
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("agent = false", "no guest agent (agent = false, or not Linux): use SSH, or the command `console`"),
+        ("", "the guest agent does not answer (cloud-init, python3?): use SSH or `console`"),
+    ],
+)
+async def test_exec_says_what_to_use_instead(fake_node: Node, config: str, sentence: str) -> None:
+    async with running(fake_node, config=config) as (host, _):
+        with pytest.raises(RpcError) as one:
             await (await host.client()).exec_task(host.task_id, ["/bin/true"])
+        assert str(one.value) == f"rpc error: code = Unimplemented desc = {sentence}"
         assert not one.value.recoverable
 
 

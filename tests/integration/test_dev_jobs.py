@@ -57,7 +57,7 @@ ENDS = {
     ),
 }
 RUNS = {"service", "http", "uefi"}
-ON_AGENTS = {"persistent", "disks"}  # these too, but what they do is shown in tests/nomad
+ON_AGENTS = {"persistent", "disks", "guest-exit"}  # these too, but what they do is shown in tests/nomad
 
 NETWORKS = {"macvtap", "bridge", "two-interfaces"}  # for a host with such networks: in tests/nomad/test_networks.py
 NEED_A_SERVER = {"nfs-root", "nfs-data"}  # in tests/lab/test_nfs_agent.py
@@ -90,7 +90,7 @@ async def test_a_job_that_ends_by_itself(node: Node, name: str) -> None:
     async with node.host(job_file(name)) as host:
         assert await host.run() == life.result
         assert shown(host) == [*BEGIN, *life.events]
-        assert kinds(host) == ["machine started", "cores"] * life.starts
+        assert kinds(host) == ["machine started", "cores"] * life.starts, f"{told(host)}\n{host.console()}"
         assert re.fullmatch(r"machine started: qemu with (tcg|kvm)(: .+)?, pid \d+", told(host)[0])
         console = host.console()
         # From the first byte: neither firmware nor loader says anything on the way, only a kernel that is alarmed.
@@ -196,6 +196,18 @@ def test_a_second_ctrl_c_does_not_wait_for_the_guest(fake_node: Node) -> None:
         dev.press_ctrl_c()
         assert dev.wait() == 137
         assert time.monotonic() - asked < 5
+        assert "Traceback" not in dev.err
+    nothing_left(fake_node)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_guest_agent_that_never_comes(fake_node: Node) -> None:
+    with fake_node.dev(fake_node.job(config='wait_for = "agent"')) as dev:
+        dev.until_says("chv test guest: ready")
+        dev.press_ctrl_c()
+        dev.until_says("Killing")
+        dev.press_ctrl_c()
+        dev.wait()
+        assert "the task was destroyed before its guest agent answered" in dev.err
         assert "Traceback" not in dev.err
     nothing_left(fake_node)
 

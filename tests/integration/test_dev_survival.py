@@ -358,3 +358,28 @@ async def test_a_vmm_that_ends_while_its_keeper_hangs_is_noticed(fake_node: Node
             result = await one.life
         assert result.exit_code == 1
         assert "cause unknown" in result.message
+
+
+async def test_a_stop_keeps_its_time_when_neither_guest_nor_keeper_reacts(fake_node: Node) -> None:
+    async with service(fake_node, "ignore-acpi tick") as one:
+        assert process.send_signal(fake_node.keeper, signal.SIGSTOP)
+        client = await one.host.client()
+        began = asyncio.get_running_loop().time()
+        await client.stop_task(one.host.task_id, timeout_s=2)
+        assert asyncio.get_running_loop().time() - began < 2 + 5
+        result = (await client.wait_task(one.host.task_id)).result
+        assert result.exit_code == 137
+        assert "forced off: the guest did not power off within 2 s" in (await one.life).message
+
+
+async def test_a_keeper_that_hears_late_of_a_stop_tells_of_its_force(fake_node: Node) -> None:
+    async with service(fake_node, "ignore-acpi tick") as one:
+        assert process.send_signal(fake_node.keeper, signal.SIGSTOP)
+        client = await one.host.client()
+        stop = asyncio.create_task(client.stop_task(one.host.task_id, timeout_s=5))
+        await asyncio.sleep(1.5)  # it has not heard the first time
+        assert process.send_signal(fake_node.keeper, signal.SIGCONT)
+        await stop
+        result = (await client.wait_task(one.host.task_id)).result
+        assert result.exit_code == 137
+        assert "forced off: the guest did not power off within 5 s" in (await one.life).message

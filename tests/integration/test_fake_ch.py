@@ -58,7 +58,7 @@ class Fake:
             "payload": {
                 "kernel": str(self._guest.kernel),
                 "initramfs": str(self._guest.initrd),
-                "cmdline": f"console=ttyS0 quiet panic=-1 {words}",
+                "cmdline": f"console=ttyS0 quiet panic=-1 no_timer_check {words}",
             },
             "cpus": {"boot_vcpus": vcpus, "max_vcpus": vcpus},
             "memory": {"size": 256 << 20},

@@ -215,7 +215,9 @@ def test_ends_alike(both: tuple[Session, Session], end: Callable[[Session], None
         one.must("vm.create", config(one))
         end(one)
     assert both[0].wait() == both[1].wait() == 0
-    assert both[0].events() == both[1].events()
+    fake, true = (one.events() for one in both)
+    assert true
+    assert true == fake[: len(true)]  # the real one ends without waiting until its monitor has written the last ones
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from driver.devhost.host import StartFailedError
 from driver.devhost.jobfile import read_job
 from tests.integration.machines import Host, root_of
 from tests.integration.nodes import NOTHING, READY, Node, until_says
+from vmlib import probe
 from vmlib.disk import data, root
 from vmlib.disk.image import ImageInfo, check_source
-from vmlib.errors import SpecError
+from vmlib.errors import LaunchError, SpecError
 from vmlib.files import open_ref
 from vmlib.inotify import Inotify
 from vmlib.remote import Source
@@ -328,12 +329,14 @@ def test_a_file_that_is_opened_in_a_race_is_the_good_one_or_none(tmp_path: Path,
 
 
 @pytest.mark.parametrize("mode", ["overlay", "direct", "readonly"])
+@pytest.mark.parametrize("shut_in", [True, False])
 def test_an_image_whose_header_is_changed_between_our_look_and_the_vmms_does_not_run(
-    qemu: Host, monkeypatch: pytest.MonkeyPatch, mode: Any
+    qemu: Host, monkeypatch: pytest.MonkeyPatch, mode: Any, shut_in: bool
 ) -> None:
     """QEMU follows the name of a data file, whatever it is told of the image; the guest is held and never sees it."""
+    monkeypatch.setattr(probe, "may_shut_in", lambda: shut_in)
     outside = qemu.directory / "outside"
-    qemu.directory.chmod(0o755)  # nothing but the check keeps the VMM's user from it
+    qemu.directory.chmod(0o755)  # nothing but the check keeps the user of a VMM that is not shut in from it
     path = qemu.directory / "a.qcow2"
     qemu_img(path, "1M")
 
@@ -352,6 +355,9 @@ def test_an_image_whose_header_is_changed_between_our_look_and_the_vmms_does_not
         spec = replace(spec, disks=(DiskSpec(name="d", format="qcow2", source=ref, readonly=True),))
     else:
         spec = replace(spec, root=RootDisk(image=ref, format="qcow2", mode=mode))
-    with pytest.raises(SpecError, match=f"an image names '{outside}' in its header, expected one that is complete"):
+    told = f"an image names '{outside}' in its header, expected one that is complete"
+    if shut_in:
+        told = f"Could not open '{outside}': No such file or directory"
+    with pytest.raises(LaunchError if shut_in else SpecError, match=told):
         qemu.run(spec)
     assert qemu.processes() == NOTHING

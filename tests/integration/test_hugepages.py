@@ -44,6 +44,10 @@ def test_ram_is_of_huge_pages_and_outside_the_memory_group(qemu: Host, pages: in
     group = limited(one)  # the overhead alone
     assert in_huge_pages(one) == MEMORY_MIB
     assert hugepages.free_pages(None) == pages - PAGES
+    counted = one.machine.counter().read()
+    assert counted is not None
+    assert counted.vmm.memory is not None
+    assert (counted.vmm.memory.rss_bytes or 0) > MEMORY_MIB << 20
     one.until_line(EATEN, timeout_s=150)
     print(f"beside its huge pages: {group.usage_bytes >> 20} MiB")
     assert one.machine.running()

@@ -119,7 +119,7 @@ def _flood(size: int) -> bytes:
 def test_a_stopped_reader_does_not_stall_the_guest_and_every_lost_byte_is_counted(host: Host) -> None:
     size = 2_500_000
     one = host.start(f"sleep=1 flood={size} exit-only=1 sleep=60")
-    one.until_line(READY)
+    one.until_line(f"{READY}\r\n")  # to the end of the line, where the flood begins
     one.out.paused = True
     # The guest says it over another way than the one that is stopped.
     state = one.machine.run.state
@@ -246,10 +246,45 @@ def test_a_second_death_is_survived_as_well(fake: Host) -> None:
 def test_an_adopted_machine_ends_for_its_true_reason(fake: Host, words: str, code: int, message: str) -> None:
     one = fake.start(words)
     one.until_line(READY)
+    if words.startswith("exit-only"):  # what a keeper has not read to its end dies with it
+        one.until(one.machine.run.state.exists, "the code")
     one.kill_keeper()
     assert one.machine.settle() is None
     record = one.end()
     assert (record.exit_code, record.message) == (code, message)
+
+
+def _hear(one: Running, channel: socket.socket, wanted: bytes) -> None:
+    heard = bytearray()
+
+    def listen() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            heard.extend(channel.recv(1 << 16))
+        return wanted in heard
+
+    one.until(listen, f"{wanted!r} on the channel")
+
+
+def test_the_guest_channel_is_passed_on_and_its_exit_code_counts(host: Host) -> None:
+    one = host.start("sleep=2 exit=6")
+    with one.machine.agent_socket() as channel:
+        _hear(one, channel, b"exit 6")
+        assert one.end().exit_code == 6
+
+
+def test_the_guest_channel_is_the_newest_client_s_and_there_again_with_the_next_keeper(host: Host) -> None:
+    one = host.start("sleep=6 exit-only=6 sleep=60")
+    with one.machine.agent_socket() as first, one.machine.agent_socket() as second:
+        first.setblocking(True)
+        first.settimeout(5)
+        assert first.recv(1) == b""
+        one.kill_keeper()
+        second.setblocking(True)
+        assert second.recv(1) == b""
+        assert one.machine.settle() is None
+        with one.machine.agent_socket() as third:
+            _hear(one, third, b"exit 6")
+    assert one.end().exit_code == 6
 
 
 def test_an_adopted_real_machine_ends_for_its_true_reason(qemu: Host) -> None:
@@ -536,7 +571,8 @@ class Noisy(Fake):
 
     def plan(self, spec: MachineSpec, res: Resources, *, reason: str) -> LaunchPlan:
         plan = Fake.plan(self, spec, res, reason=reason)
-        return replace(plan, argv=(*plan.argv[:3], self.script, *plan.argv[4:]))
+        argv = (*plan.argv[:3], self.script, *plan.argv[4:])
+        return replace(plan, argv=argv, shows=(*plan.shows, self.script))
 
 
 def test_nonsense_on_the_guest_channel_does_not_drown_the_exit_code(fake: Host) -> None:

@@ -1,5 +1,6 @@
 """Keepers of Cloud Hypervisor, with real processes and a VMM that a test drives: no guest, the whole dialect."""
 
+import contextlib
 import functools
 import os
 import shutil
@@ -75,6 +76,46 @@ def test_a_guest_that_said_exit_and_stays_is_ended_with_that_code(vmm: Driven) -
     assert (record.exit_code, record.signal, record.message) == (4, 0, "")
 
 
+def _hear(vmm: Driven, channel: socket.socket, wanted: bytes) -> None:
+    heard = bytearray()
+
+    def listen() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            heard.extend(channel.recv(1 << 16))
+        return wanted in heard
+
+    vmm.until(listen, f"{wanted!r} from the guest")
+
+
+def test_the_guests_agent_is_called_until_it_answers_and_again_after_a_reboot(vmm: Driven) -> None:
+    with client.open_guest_channel(vmm.run.control, timeout_s=5.0) as channel:
+        channel.send(b"lost, for nobody listens yet\n")
+        vmm("listen", str(vmm.run.vsock))
+        vmm.until(lambda: vmm("answer", "welcome\n"), "a call")
+        _hear(vmm, channel, b"welcome\n")
+        channel.send(b"hello\n")
+        _hear(vmm, channel, b"hello\n")
+        vmm("hang_up", True)
+        vmm.until(lambda: vmm("answer", "welcome back\n"), "another call")
+        _hear(vmm, channel, b"welcome back\n")
+        vmm("answer", "exit 8\n")
+        _hear(vmm, channel, b"exit 8\n")
+    vmm.until(lambda: not vmm("answer", ""), "the end of the call, which nobody wants any more")
+    vmm.power_off()
+    assert vmm.end().exit_code == 8
+
+
+def test_a_socket_that_is_not_the_vmms_is_not_called(vmm: Driven) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        elsewhere = vmm.directory / "elsewhere"
+        listener.bind(str(elsewhere))
+        listener.listen()
+        listener.settimeout(2.5)
+        vmm.run.vsock.symlink_to(elsewhere)
+        with client.open_guest_channel(vmm.run.control, timeout_s=5.0), pytest.raises(TimeoutError):
+            listener.accept()
+
+
 def test_status_0_without_an_end_of_the_guest_is_a_failure(vmm: Driven) -> None:
     vmm("log", "ERROR vcpu0 thread panicked")
     vmm.last("exit", 0)
@@ -145,7 +186,7 @@ def test_a_panic_is_acted_on_at_once_with_the_kernels_words(vmm: Driven) -> None
     vmm("say", f"[    1.0] {PANIC}\r\n[    1.1] ---[ end\r\n")
     vmm("ignore_term", True)
     began = time.monotonic()
-    vmm("event", ["guest", "panic", {"event": "panic"}])
+    vmm.last("event", ["guest", "panic", {"event": "panic"}])
     record = vmm.end()
     assert time.monotonic() - began < 1.5
     assert (record.exit_code, record.signal, record.message) == (1, 0, f"guest panic: {PANIC}")
@@ -252,7 +293,7 @@ def test_an_api_that_is_silent_after_a_reboot_costs_no_byte_of_the_console(vmm: 
 
 def test_what_is_typed_reaches_the_guest_as_it_is(vmm: Driven) -> None:
     with client.Connection.open(vmm.run.control) as connection:
-        connection.ask("console")
+        connection.ask("console", write=True)
         typed = b"a\x03b\rc\x7f\x04"
         connection._sock.sendall(typed)
         assert vmm("hear", len(typed)) == typed.decode()

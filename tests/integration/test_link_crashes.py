@@ -123,13 +123,13 @@ def test_a_journal_that_is_unwound_meanwhile_does_not_end_the_sweep(
     journal = host.layout.machine("other/task").journal
     journal.parent.mkdir(parents=True)
     journal.touch()
-    read_text = Path.read_text
+    read_bytes = Path.read_bytes
 
-    def read_too_late(path: Path, *args: str) -> str:
+    def read_too_late(path: Path) -> bytes:
         path.unlink() if path == journal else None
-        return read_text(path, *args)
+        return read_bytes(path)
 
-    monkeypatch.setattr(Path, "read_text", read_too_late)
+    monkeypatch.setattr(Path, "read_bytes", read_too_late)
     assert net.host.do(lambda: sweeper(host).sweep(0.0)) == [name]
     assert not journal.exists()
     assert net.host.ours() == []

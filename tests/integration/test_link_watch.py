@@ -101,7 +101,7 @@ class Stage:
             for p in plugged
         )
         fds = [p.nic.queues[0].fd for p in plugged if isinstance(p.nic, TapNic)]
-        notices = tuple(Notice(name, "link down", p.notice) for p in plugged if p.notice)
+        notices = tuple(Notice(name, "link lost", p.notice) for p in plugged if p.notice)
         return Machine(run, SimpleNamespace(nics=records), fds, notices)
 
     def serve(self, machine: Machine, *, fresh: bool = True) -> Task:
@@ -243,7 +243,7 @@ def test_what_was_down_at_the_start_and_told_then_is_not_told_again_nor_by_the_n
     async def act(on: Stage) -> None:
         await asyncio.to_thread(flag, below, False)
         one = await on.machine("one", replace(macvtap(), link=link))
-        assert [notice.kind for notice in one.notices] == ["link down"]
+        assert [notice.kind for notice in one.notices] == ["link lost"]
         on.serve(one)
         await asyncio.sleep(1.0)
         assert on.told == []

@@ -380,8 +380,8 @@ def test_a_parent_without_carrier_is_no_reason_to_fail(net: Network, host: Host)
     net.lan.ask(lambda ipr: ipr.link("set", index=lan0, state="down"))
     one = run(net, host, host.spec("tick", nics=(macvtap(),)))
     (name,) = net.host.ours()
-    assert [(notice.kind, notice.text) for notice in one.machine.notices if notice.kind == "link down"] == [
-        ("link down", f"link down: up0 has no carrier, {name} on it comes up when that does")
+    assert [(notice.kind, notice.text) for notice in one.machine.notices if notice.kind == "link lost"] == [
+        ("link lost", f"link lost: up0 has no carrier, {name} on it comes up when that does")
     ]
     assert net.host.link(name).get_attr("IFLA_OPERSTATE") == "LOWERLAYERDOWN"
     net.lan.bring_up("lan0")

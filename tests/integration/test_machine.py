@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -337,6 +338,13 @@ def _little(host: Host) -> FileRef:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # later
+
+
+def test_however_many_ask_a_vmm_at_once_each_is_answered(host: Host) -> None:
+    one = host.start("tick")
+    with ThreadPoolExecutor(10) as askers:
+        states = list(askers.map(lambda _: one.machine.status(), range(30)))
+    assert states == ["running"] * 30
 
 
 def test_a_running_machine_is_recovered(host: Host) -> None:

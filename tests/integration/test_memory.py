@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest import build
+from tests.guest import archive, build
 from tests.guest.build import Guest
 from tests.integration.machines import READY, Host, Running, host_for, hypervisor_of
 from vmlib import cgroup, process
@@ -90,7 +90,7 @@ def reader(guest: Guest, tmp_path: Path, short_dir: Path) -> Iterator[Host]:
     script = script.replace(ready, f"dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null && echo read all; {ready}")
     shutil.copy(guest.kernel, tmp_path / "vmlinuz")
     # A kernel unpacks archives one after another: the later file wins.
-    more = build.cpio({"init": build.Entry(0o100755, script.encode())})
+    more = archive.cpio({"init": archive.Entry(0o100755, script.encode())})
     (tmp_path / "initrd.img").write_bytes(guest.initrd.read_bytes() + more)
     with open(tmp_path / "disk.raw", "wb") as disk:
         os.truncate(disk.fileno(), DISK_MIB * MIB)

@@ -99,7 +99,7 @@ def test_disks_links_and_forwards_reach_the_guest(bench: Bench, guest: Guest, tm
         boot=BootFiles(
             kernel=bench.open(guest.kernel),
             initrd=bench.open(guest.initrd),
-            cmdline="console=ttyS0 quiet panic=-1 http=80",
+            cmdline="console=ttyS0 quiet panic=-1 no_timer_check http=80",
         ),
         disks=(
             DiskAttachment(

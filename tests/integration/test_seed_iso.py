@@ -22,6 +22,7 @@ SPEC = SeedSpec(
     ssh_authorized_keys=("ssh-ed25519 AAAA ü@example",),
     user_data=b"#!/bin/sh\n\xff\x00binary" + b"x" * 300_000,
     environment={"NOMAD_PORT_http": "8080"},
+    agent=True,
 )
 FILES = seed_files(
     SPEC, [NicSpec(network="nat", link=UserLink(), mac="52:54:00:12:34:56")], vendor_config={"bootcmd": [["true"]]}
@@ -102,6 +103,12 @@ def test_the_same_files_give_the_same_bytes_at_another_time_and_place(
     monkeypatch.undo()
     time.tzset()
     assert len(sums) == 1
+
+
+def test_a_seed_that_brings_the_agent_stays_small(tmp_path: Path) -> None:
+    seed = write_seed(tmp_path / "seed.iso", seed_files(SeedSpec(instance_id="i", hostname="h", agent=True)))
+    os.close(seed.file.fd)
+    assert (tmp_path / "seed.iso").stat().st_size < 192 << 10
 
 
 def test_only_its_owner_can_read_the_seed(tmp_path: Path) -> None:

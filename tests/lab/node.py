@@ -5,9 +5,11 @@ exit code. The node is an unprivileged QEMU without KVM; it changes nothing on t
 """
 
 import argparse
+import compileall
 import contextlib
 import os
 import pwd
+import py_compile
 import re
 import shlex
 import shutil
@@ -23,14 +25,14 @@ from pathlib import Path
 
 from tests import needs
 from tests import setup as machine_setup
-from tests.guest import build
+from tests.guest import archive, build
 from tests.lab import image
 
 CHECKOUT = Path(__file__).parent.parent.parent
 LEFT_OUT = (".git", ".cache", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist")
 RESULTS_MIB = 256
 ROUND_S = 600.0
-SILENT_S = 180.0  # longer than the longest test, whose name stands on the console when it begins
+SILENT_S = 180.0  # longer than the longest test, whose name stands on the console when it begins, or a step of it
 # Programs of this host that the node gets: no package of Debian's has them.
 PROGRAMS = {"nomad": needs.find_nomad, "cloud-hypervisor": needs.find_cloud_hypervisor}
 # How much longer a thing takes in there than on the host: for time limits.
@@ -47,11 +49,25 @@ TOPOLOGY = (
 )
 # noinit_itable: no work in the background on a disk that is thrown away. Later kernels number the drives by chance.
 CMDLINE = (
-    f"root={image.ROOT} rootwait rw rootflags=noinit_itable init=/lab-init console=ttyS0 quiet panic=-1 tsc=reliable "
-    "mitigations=off transparent_hugepage=never"
+    f"root={image.ROOT} rootwait rw rootflags=noinit_itable init=/lab-init console=ttyS0 quiet panic=-1 "
+    "no_timer_check tsc=reliable mitigations=off transparent_hugepage=never"
 )
 # The emulator can lose an interrupt for a CPU that runs a nested guest; that CPU then never answers the others again.
-FAULT = re.compile(r"watchdog: BUG: soft lockup|rcu: INFO: \w+ detected stalls")
+# Or that CPU comes back from its guest without the kernel's own base address, and faults in its handler for faults.
+# Or the kernel trips over a register that is not as it left it, and counts its fault in words like "Oops: 0000 [#1]".
+# Or it finds a stack or a list of its own damaged, and gives up.
+# Nothing that a test does can bring a kernel to that. What a test can do is end its init or use up its memory, and what
+# we can get wrong is its root: those panics are no such fault.
+FAULT = re.compile(
+    r"watchdog: BUG: soft lockup|rcu: INFO: \w+ detected stalls|BUG: TASK stack guard page was hit"
+    r"|: [0-9a-f]{4} \[#\d+\]"
+    r"|Kernel panic - not syncing: (?!Attempted to kill init|Out of memory|System is deadlocked on memory|VFS:"
+    r"|No working init|Requested init|sysrq)"
+)
+TRACE_S = 2.0  # for the kernel to say where it was
+# Or that handler cannot even say so. QEMU knows; a kernel that restarts by itself has panicked aloud before.
+TRIPLE_FAULT = "Triple fault"
+PANIC = re.compile(r"Kernel panic - not syncing")
 
 
 class RoundError(Exception):
@@ -79,12 +95,13 @@ def run(
     timeout_s: float = ROUND_S,
     later_kernel: bool = False,
     programs: Collection[str] = PROGRAMS,
+    packages: Collection[Path] = (),
     tell: Callable[[str], None] = print,
 ) -> Round:
     """Boot a node, run the shell command `command` there, and unpack its results into `files`.
 
     With `later_kernel` it is that of Debian's backports, not the one of the release. The node has those of `programs`
-    that this host has.
+    that this host has, and the files `packages` in /lab/in/packages.
     `tell` gets each line of the console as it comes. Raises RoundError when the node died, and ImageError or BuildError
     when there is nothing to boot.
     """
@@ -93,7 +110,7 @@ def run(
     guest = build.ensure(cache)
     with tempfile.TemporaryDirectory(prefix="chv-lab-", dir="/tmp") as name:
         work = Path(name)
-        _write_input(work / "in.ext4", command, guest.directory, programs)
+        _write_input(work / "in.ext4", command, guest.directory, programs, packages)
         results = work / "results.tar"
         with results.open("wb") as drive:
             drive.truncate(RESULTS_MIB << 20)
@@ -111,14 +128,15 @@ def _found(programs: Collection[str]) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path is not None and os.access(path, os.X_OK)}
 
 
-def _write_input(drive: Path, command: str, guest: Path, programs: Collection[str]) -> None:
-    """The drive with the checkout in `tree`, the test guest in `cache`, programs in `bin`, and the command."""
+def _write_input(drive: Path, command: str, guest: Path, programs: Collection[str], packages: Collection[Path]) -> None:
+    """The drive with the checkout in `tree`, the test guest in `cache`, programs in `bin`, `packages`, the command."""
     with tempfile.TemporaryDirectory(prefix="chv-lab-", dir="/tmp") as name:
         top = Path(name)
         top.chmod(0o755)
         shutil.copytree(
             CHECKOUT, top / "tree", symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT, "*.egg-info", "*.pyc")
         )
+        _compile(top / "tree")
         (top / "cache/guest").mkdir(parents=True)
         for part in ("key", *build.OUTPUTS):
             shutil.copy(guest / part, top / "cache/guest" / part)
@@ -127,6 +145,9 @@ def _write_input(drive: Path, command: str, guest: Path, programs: Collection[st
         for program, path in have.items():
             shutil.copy(path, top / "bin" / program)
             (top / "bin" / program).chmod(0o755)
+        (top / "packages").mkdir()
+        for package in packages:
+            shutil.copy(package, top / "packages")
         environment = {
             "CHV_LAB": "1",
             "CHV_CACHE": "/lab/checkout/cache",
@@ -138,6 +159,18 @@ def _write_input(drive: Path, command: str, guest: Path, programs: Collection[st
         (top / "command").write_text("".join(lines) + command + "\n")
         used = sum(path.stat().st_size for path in top.rglob("*") if path.is_file())
         image.make_file_system(drive, top, size_mib=64 + used * 5 // 4 // (1 << 20))
+
+
+def _compile(tree: Path) -> None:
+    """In there it takes half a minute, at each start of ours. Of use to the same version of Python only."""
+    for part in ("driver", "vmlib"):
+        compileall.compile_dir(
+            tree / part,
+            quiet=2,
+            stripdir=str(tree),
+            prependdir="/lab/checkout/tree",
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,6 +194,7 @@ def _boot(images: image.Images, booted: Path, work: Path, timeout_s: float, tell
             program.name,
             *("-L", str(work / "qemu"), "-L", str(work / "seabios")),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"),
+            *("-d", "cpu_reset", "-D", str(work / "resets")),
             *TOPOLOGY,
             *("-kernel", f"/proc/self/fd/{kernel}", "-append", CMDLINE),
             *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
@@ -185,11 +219,25 @@ def _boot(images: image.Images, booted: Path, work: Path, timeout_s: float, tell
                 env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": str(work), "LC_ALL": "C"},
             )
         )
-        ended = _follow(process, timeout_s, tell)
+        panicked = False
+
+        def watch(line: str) -> None:
+            nonlocal panicked
+            panicked = panicked or bool(PANIC.search(line))
+            tell(line)
+
+        ended = _follow(process, timeout_s, watch)
     if not ended:
         raise RoundError(f"the node had not switched off after {timeout_s:g} s")
     if process.returncode != 0:
         raise RoundError(f"the node's QEMU ended with {process.returncode}")
+    if not panicked and _reset_by_itself(work / "resets"):
+        raise NodeFaultError("the node was reset: a CPU could not enter its handler for faults")
+
+
+def _reset_by_itself(resets: Path) -> bool:
+    """Whether QEMU's log of CPU resets has one by a triple fault."""
+    return any(line.rstrip() == TRIPLE_FAULT for line in resets.read_text(errors="replace").splitlines())
 
 
 def _drive(serial: str, path: str, options: str) -> Iterator[str]:
@@ -224,6 +272,7 @@ def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable
             time.sleep(1)
 
     timer = threading.Timer(timeout_s, kill)
+    trace = threading.Timer(TRACE_S, process.kill)
     silence = threading.Thread(target=watch_silence)
     errors = threading.Thread(target=tell_errors)
     timer.start()
@@ -236,17 +285,18 @@ def _follow(process: "subprocess.Popen[bytes]", timeout_s: float, tell: Callable
             tell(line)
             if not fault and FAULT.search(line):
                 fault = line.strip()
-                process.kill()
+                trace.start()
         process.wait()
     except BaseException:
         process.kill()
         raise
     finally:
         timer.cancel()
+        trace.cancel()
         errors.join()
         silence.join()
     if fault:
-        raise NodeFaultError(f"the node hangs: {fault}")
+        raise NodeFaultError(f"the node's kernel is lost: {fault}")
     return not late.is_set()
 
 
@@ -281,7 +331,7 @@ def main() -> None:
                 later_kernel=args.later_kernel,
                 tell=lambda line: print(line, flush=True),
             )
-        except (RoundError, image.ImageError, build.BuildError) as exc:
+        except (RoundError, image.ImageError, archive.BuildError) as exc:
             sys.exit(f"lab: {exc}")
     print(f"lab: exit code {done.rc} after {done.took_s:.1f} s", file=sys.stderr)
     sys.exit(done.rc)

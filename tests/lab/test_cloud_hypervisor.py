@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.machines import DATA, READY, Running, root_of
 from tests.integration.networks import network
+from tests.integration.test_audit import NODES, SHUT_IN, Audit
 from tests.lab.conftest import KvmHost
 from tests.nomad.agent import Agent
 from tests.nomad.test_jobs import job_file
@@ -69,10 +70,14 @@ def test_a_machine_is_confined_and_lives_on_over_a_reboot_a_pause_and_another_ke
     for name, status in threads(one).items():
         assert (set(status["Uid"].split()), int(status["CapEff"], 16)) == ({"210000"}, 0), name
         assert status["NoNewPrivs"] == "1", name
-        assert status["Seccomp"] == "2" or status["Pid"] == str(one.vmm), name  # its first thread only waits
+        assert status["Seccomp"] == "2", name
+    vmm = Audit(one.vmm)
+    assert (vmm.capabilities, vmm.own_namespaces, vmm.sees("proc")) == ({0}, SHUT_IN, {"self"})
+    assert vmm.sees("dev") == NODES | {"kvm", "pts", "ptmx"}
+    assert (vmm.limit("core file size"), vmm.score) == ("0", "0")
     assert api(one).get("vm.info")["config"]["landlock_enable"] is True
     with pytest.raises(HypervisorError, match="Permission denied"):
-        api(one).put("vm.add-disk", {"id": "more", "path": "/etc/passwd", "readonly": True, "image_type": "Raw"})
+        api(one).put("vm.add-disk", {"id": "more", "path": "/usr/bin/env", "readonly": True, "image_type": "Raw"})
 
     # On its cores from the first moment, and so are the new threads of a guest that has rebooted.
     before = tids(one)
@@ -239,7 +244,7 @@ DISK = """
 USER_NETWORK = """
         kernel  = "${meta.chv_guest}/vmlinuz"
         initrd  = "${meta.chv_guest}/initrd.img"
-        cmdline = "console=ttyS0 quiet panic=-1 poweroff"
+        cmdline = "console=ttyS0 quiet panic=-1 no_timer_check poweroff"
         network_interface {
           network = "user0"
         }
@@ -277,3 +282,64 @@ def test_a_job_that_it_cannot_run_runs_on_qemu_or_fails_when_it_names_it(
     status, (failure,) = told(named, "Driver Failure")
     assert status == "failed"
     assert f"no hypervisor here can run this machine (cloud-hypervisor: {why})" in failure
+
+
+WITH_AGENT = """
+job "agent" {
+  type = "batch"
+  group "agent" {
+    restart {
+      attempts = 0
+    }
+    reschedule {
+      attempts = 0
+    }
+    task "agent" {
+      driver = "chv"
+      config {
+        hypervisor = "cloud-hypervisor"
+        kernel     = "${meta.chv_guest}/vmlinuz"
+        initrd     = "${meta.chv_guest}/initrd-python.img"
+        cmdline    = "console=ttyS0 quiet panic=-1 no_timer_check agent"
+        placement  = "shared"
+        wait_for   = "agent"
+      }
+      env {
+        GREETING = "hello"
+      }
+      resources {
+        cpu    = 100
+        memory = 256
+      }
+    }
+  }
+}
+"""
+
+
+@pytest.mark.needs("nomad")
+def test_its_guest_agent_is_reached_over_vsock(dev_agent: Agent, tmp_path: Path) -> None:
+    path = tmp_path / "agent.nomad.hcl"
+    path.write_text(WITH_AGENT)
+    alloc = dev_agent.wait_alloc(dev_agent.run_job(path), "running", "failed", timeout_s=LAB_S)
+    events = [words for _, words in dev_agent.task_events(alloc, "agent")]
+    assert any(words.startswith("agent ready") for words in events), events
+
+    def run(*words: str, data: str = "") -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [dev_agent.binary, "alloc", "exec", "-i", "-t=false", alloc, *words],
+            env=os.environ | {"NOMAD_ADDR": dev_agent.address},
+            input=data,
+            capture_output=True,
+            text=True,
+            timeout=LAB_S,
+            check=False,
+        )
+
+    done = run("sh", "-c", "echo $GREETING; echo err >&2; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "hello\n", "err\n")
+    assert run("wc", "-c", data="x" * 1_000_000).stdout.strip() == "1000000"
+    run("/run/chv/chv-exit", "5")
+    dev_agent.wait_alloc("agent", "failed", timeout_s=LAB_S)
+    terminated = [words for kind, words in dev_agent.task_events(alloc, "agent") if kind == "Terminated"]
+    assert any("Exit Code: 5" in words for words in terminated)

@@ -52,8 +52,9 @@ def doctor(agent: Agent) -> str:
     return " ".join(done.stdout.split())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def token_agent(guest: Guest, plugin_dir: Path) -> Iterator[Agent]:
+    """It ends with its test: a plugin without `partition` gives back the one that the next agent's has made."""
     one = make_agent(guest, plugin_dir, dev=True)
     one.cores_block = DEDICATED.replace("MORE", "tokens = true")
     one.client_block = 'reserved {\n    cores = "4-7"\n    cpu   = 100\n  }'
@@ -88,20 +89,19 @@ def test_the_scheduler_counts_dedicated_cores_and_the_driver_keeps_machines_on_t
     job.stop()
 
 
-@pytest.fixture
-def partition_agent(guest: Guest, plugin_dir: Path) -> Iterator[Agent]:
-    """Cores are withheld, their MHz are not."""
+@pytest.fixture(scope="module")
+def partitioned(guest: Guest, plugin_dir: Path) -> Iterator[tuple[Agent, Job]]:
+    """An agent that withholds cores but not their MHz, and a machine on two of them."""
     one = make_agent(guest, plugin_dir, dev=False)
     one.cores_block = DEDICATED.replace("MORE", 'partition = "root"')
     one.client_block = 'reserved {\n    cores = "4-7"\n  }'
-    yield from lifetime(one)
+    for agent in lifetime(one):
+        yield agent, Job(agent, "machine", resources="cpu = 100", config="vcpus = 2").running()
 
 
-def test_what_the_operator_forgot_is_named(partition_agent: Agent) -> None:
-    agent = partition_agent
-    top = Path("/sys/fs/cgroup/chv.slice")
-    machine = Job(agent, "machine", resources="cpu = 100", config="vcpus = 2").running()
-    assert cpuset.read_partition(top) == "root"
+def test_mhz_that_the_operator_forgot_to_withhold_are_named(partitioned: tuple[Agent, Job]) -> None:
+    agent, machine = partitioned
+    assert cpuset.read_partition(Path("/sys/fs/cgroup/chv.slice")) == "root"
     assert pinned(machine.inspect()) == ["4", "6"]
     assert cpuset.read_cpus(Path("/sys/fs/cgroup"))[1] >= frozenset(range(4))
 
@@ -115,6 +115,9 @@ def test_what_the_operator_forgot_is_named(partition_agent: Agent) -> None:
     assert 'client { reserved { cores = "4-7" cpu = ' in doctor(agent)
     reserved.stop()
 
+
+def test_a_partition_that_nomad_shares_out_is_named(partitioned: tuple[Agent, Job]) -> None:
+    agent, machine = partitioned
     agent.stop()
     agent.client_block = ""
     agent.start()

@@ -64,7 +64,7 @@ job "writer" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 ignore-acpi keep-writing=root"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check ignore-acpi keep-writing=root"
         image     = "nfs://vms/written.raw"
         root_mode = "direct"
         placement = "shared"

@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.build import Guest
-from tests.integration.machines import READY
-from tests.lab.conftest import KvmHost
-from tests.nomad.agent import Agent
 from vmlib import probe
 
 CPUS = Path("/sys/devices/system/cpu")
 NODES = Path("/sys/devices/system/node")
-LAB_S = 90.0  # for what takes 5 s there
 
 
 def test_has_four_cores_of_two_threads() -> None:
@@ -61,19 +56,3 @@ def test_has_what_nomad_finds_numa_nodes_with() -> None:
 def test_imports_what_the_driver_is_made_of(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr.decode()
-
-
-def test_a_guest_with_two_vcpus_comes_up_on_kvm(kvm_host: KvmHost) -> None:
-    machine = kvm_host.start(vcpus=2)
-    machine.until_line(READY, timeout_s=LAB_S)
-    assert "-accel\0kvm" in Path(f"/proc/{machine.vmm}/cmdline").read_text()
-    machine.machine.stop(LAB_S)
-    machine.end(LAB_S)
-
-
-@pytest.mark.needs("nomad")
-def test_a_real_agent_runs_a_job_of_ours(dev_agent: Agent, guest: Guest) -> None:
-    job = dev_agent.run_job(Path(__file__).parent.parent.parent / "nomad-jobs/hello.nomad.hcl")
-    alloc = dev_agent.wait_alloc(job, "complete", "failed", timeout_s=2 * LAB_S)
-    assert dev_agent.alloc(alloc)["ClientStatus"] == "complete", dev_agent.task_events(alloc, "hello")
-    assert READY in dev_agent.logs(alloc)

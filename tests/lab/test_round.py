@@ -10,37 +10,12 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.lab import node
+from tests.lab.rounds import ROUNDS
+from tests.package import build
 
-ROUND_S = 900.0  # some eight minutes on a machine with nothing else to do
-# One boot each: a node that hangs costs a part of the tier, and a file server is no neighbour for what counts CPUs.
-FILES = ("test_nfs.py", "test_nfs_agent.py", "test_shares.py")
-HYPERVISOR = ("test_cloud_hypervisor.py",)
-# What every hypervisor promises, shown on the real one.
-CONTRACT = "tests/integration/test_hypervisor_contract.py"
+ROUND_S = 1200.0  # some ten minutes for the longest on a machine with nothing else to do
 COMMAND = "python3 -m pytest -o timeout=300 -o cache_dir=/tmp/pytest --junitxml=/lab/results/junit.xml -v "
 FAILED_TESTS = 1  # pytest's exit code when it ran to its end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What one boot is for. Without a Cloud Hypervisor in the node, auto is QEMU there."""
-
-    tests: str
-    later_kernel: bool = False
-    programs: tuple[str, ...] = ("nomad",)
-
-
-ROUNDS = {
-    "cpus": Asked(tests=" ".join(f"--ignore=tests/lab/{name}" for name in (*FILES, *HYPERVISOR)) + " tests/lab"),
-    "files": Asked(tests=" ".join(f"tests/lab/{name}" for name in FILES)),
-    # The later kernel has the Landlock that it uses.
-    "hypervisor": Asked(
-        tests=" ".join(f"tests/lab/{name}" for name in HYPERVISOR) + f" {CONTRACT} -k 'cloud-real or test_cloud'",
-        later_kernel=True,
-        programs=("nomad", "cloud-hypervisor"),
-    ),
-}
-MARKS = {"hypervisor": pytest.mark.needs("cloud-hypervisor")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +41,9 @@ def outcomes(junit: Path) -> Iterator[Inner]:
 
 
 @pytest.mark.timeout(2 * ROUND_S + 300)
-@pytest.mark.parametrize("which", [pytest.param(name, marks=MARKS.get(name, ())) for name in ROUNDS])
+@pytest.mark.parametrize(
+    "which", [pytest.param(name, marks=pytest.mark.needs(*asked.needs)) for name, asked in ROUNDS.items()]
+)
 def test_what_only_the_node_can_show(
     which: str,
     tmp_path: Path,
@@ -77,6 +54,7 @@ def test_what_only_the_node_can_show(
 ) -> None:
     # The console is captured: it is shown when the test fails.
     asked, retries = ROUNDS[which], 0
+    packages = build.build(tmp_path / "dist") if asked.packages else []
 
     def run(files: Path) -> node.Round:
         return node.run(
@@ -86,6 +64,7 @@ def test_what_only_the_node_can_show(
             timeout_s=ROUND_S,
             later_kernel=asked.later_kernel,
             programs=asked.programs,
+            packages=packages,
         )
 
     try:
@@ -109,3 +88,12 @@ def test_what_only_the_node_can_show(
             if inner.outcome == "skipped":
                 pytest.skip(inner.text)
     assert (done.rc == FAILED_TESTS) == any(inner.outcome == "failed" for inner in found)
+
+
+def test_a_node_that_the_emulator_resets_is_told_from_one_that_ends_too_soon(tmp_path: Path, cache: Path) -> None:
+    kinds = {"triple": node.NodeFaultError, "acpi": node.RoundError}
+    for kind, error in kinds.items():
+        command = f"echo {kind} >/sys/kernel/reboot/type && busybox reboot -f && sleep 60"
+        with pytest.raises(node.RoundError) as raised:
+            node.run(command, cache=cache, files=tmp_path / kind, programs=())
+        assert type(raised.value) is error

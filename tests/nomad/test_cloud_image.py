@@ -47,6 +47,9 @@ def test_cloud_init_sets_the_machine_up_once_and_a_restart_is_the_same_instance(
     console = console_of_boot(2)
     assert shown(console[len(before) :]) == first
     assert console.count(ONCE) == 1
+    # The guest agent is there again, and has the task's environment.
+    told = dev_agent.command("alloc", "exec", "-i=false", "-t=false", alloc, "printenv", "NOMAD_JOB_NAME")
+    assert told.stdout == "cloud-image\n"
 
     dev_agent.command("job", "stop", "-detach", job)
     dev_agent.wait_alloc(job, "complete", timeout_s=90)

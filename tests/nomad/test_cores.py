@@ -41,7 +41,7 @@ job "NAME" {
       config {
         kernel  = "${meta.chv_guest}/vmlinuz"
         initrd  = "${meta.chv_guest}/initrd.img"
-        cmdline = "console=ttyS0 quiet panic=-1"
+        cmdline = "console=ttyS0 quiet panic=-1 no_timer_check"
         CONFIG
       }
       resources {

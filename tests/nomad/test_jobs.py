@@ -23,7 +23,7 @@ RUNS = {"service", "http"}
 DISKS = {"persistent", "disks", "count"}  # in test_disks.py
 FIRMWARE = {"uefi"}  # in test_firmware.py
 VOLUMES = {"host-volume"}  # for an agent that has some: in test_volumes.py
-CLOUD_IMAGE = {"cloud-image"}  # in test_cloud_image.py
+CLOUD_IMAGE = {"cloud-image", "guest-agent", "guest-exit"}  # in test_cloud_image.py and test_guest_agent.py
 TOKENS = {"tokens"}  # for a node with dedicated cores: in test_cores_device.py
 NFS = {"nfs-root", "nfs-data"}  # for a node with a file server: in tests/lab/test_nfs_agent.py
 # For an agent with networks: in test_networks.py
@@ -115,7 +115,7 @@ def test_signals_and_restart_do_to_a_machine_what_the_page_says(dev_agent: Agent
     assert refused.returncode != 0
     assert "guest agent" in refused.stderr
     exec_refused = dev_agent.command("alloc", "exec", alloc, "true", check=False)
-    assert "exec is not built yet" in exec_refused.stderr
+    assert "the guest agent does not answer" in exec_refused.stderr
 
     ups = dev_agent.logs(alloc).count("chv test guest: ready")
     dev_agent.command("alloc", "restart", alloc)

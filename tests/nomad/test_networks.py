@@ -268,7 +268,7 @@ job "spare" {
       config {
         kernel    = "${meta.chv_guest}/vmlinuz"
         initrd    = "${meta.chv_guest}/initrd.img"
-        cmdline   = "console=ttyS0 quiet panic=-1 http=80"
+        cmdline   = "console=ttyS0 quiet panic=-1 no_timer_check http=80"
         placement = "shared"
         network_interface {
           network = "spare"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from driver.config_network import UserNetwork
 from driver.config_plugin import CoresConfig, PluginConfig, decode_plugin_config
-from driver.schema import PLUGIN
+from driver.keys import PLUGIN
 from tests.unit.config_blocks import complaints_of, plugin, refused_plugin, values
 from vmlib.spec import NfsExport
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from driver.cli.doctor import Check, core_checks
+from driver.cli.doctor_check import Check
+from driver.cli.doctor_cores import core_checks
 from driver.config_plugin import CoresConfig, decode_plugin_config
 from driver.core_health import core_facts, core_findings
 from driver.fingerprint import CoreFacts

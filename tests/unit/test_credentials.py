@@ -42,8 +42,12 @@ def test_without_a_user_it_is_ourselves() -> None:
     assert ours() == Credentials(uid=os.getuid(), gid=os.getgid())
 
 
-def test_kvm_adds_the_group_of_the_device(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_kvm_adds_the_group_of_the_device_where_that_helps(tmp_path: Path) -> None:
     device = tmp_path / "kvm"
     device.touch()
-    who = with_kvm(Credentials(uid=1, gid=2, groups=(3,)), device)
-    assert who == Credentials(uid=1, gid=2, groups=(3, device.stat().st_gid))
+    who = Credentials(uid=1, gid=2, groups=(3,))
+    for mode, gid, groups in ((0o660, 7, (3, 7)), (0o666, 7, (3,)), (0o660, 0, (3,))):
+        os.chown(device, -1, gid)
+        device.chmod(mode)
+        assert with_kvm(who, device) == Credentials(uid=1, gid=2, groups=groups)

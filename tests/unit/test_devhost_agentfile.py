@@ -10,7 +10,7 @@ from driver._pb.hclspec_pb2 import Attr, Block, BlockMap, Object, Spec
 from driver.devhost import agentfile, hcl1
 from driver.devhost.errors import AgentFileError
 from driver.devhost.node import Cpu, Node
-from driver.schema import plugin_spec
+from driver.keys import plugin_spec
 
 
 def attr(name: str, type_: str = "string") -> Spec:

@@ -8,7 +8,7 @@ import pytest
 from driver._pb import hclspec_pb2 as pb
 from driver.cores_device import holder_words
 from driver.device_schema import CORES_DEVICE, decode_device_config, device_spec
-from driver.schema import PLUGIN, plugin_spec
+from driver.keys import PLUGIN, plugin_spec
 from vmlib.errors import HostError
 
 

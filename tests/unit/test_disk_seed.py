@@ -4,6 +4,7 @@ import email
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from vmlib.disk.seed import MAX_FILE_BYTES, cloud_config, load_user_data, seed_files, share_mounts, with_user_data
 from vmlib.disk.volume import prepare_mounts
 from vmlib.errors import SpecError
+from vmlib.guest.delivery import boothook
 from vmlib.resources import ShareAttachment
 from vmlib.spec import FileRef, MacvtapLink, MountSpec, NetnsLink, NicSpec, SeedSpec, UserLink
 
@@ -147,6 +149,20 @@ def test_there_is_no_vendor_data_where_nothing_is_wanted_or_nobody_reads_it(kind
     assert sorted(nothing) == ["meta-data", "network-config", "user-data"]
     assert seed_files(spec, nics, vendor_config={}, guest_os=kind) == nothing
     assert seed_files(spec, nics, vendor_config=CONFIG, guest_os="windows") == nothing
+
+
+def test_the_agent_is_a_boothook_beside_our_cloud_config_and_leaves_user_data_alone() -> None:
+    spec = SeedSpec(instance_id="i", hostname="h", user_data=b"#!/bin/sh\n", agent=True)
+    files = seed_files(spec, vendor_config=CONFIG)
+    assert files["user-data"] == b"#!/bin/sh\n"
+    message = email.message_from_bytes(files["vendor-data"])
+    assert not message.defects
+    parts = list(message.walk())[1:]
+    assert [part.get_content_type() for part in parts] == ["text/cloud-boothook", "text/cloud-config"]
+    assert parts[0].get_payload(decode=True) == boothook()
+    alone = email.message_from_bytes(seed_files(spec)["vendor-data"])
+    assert [part.get_content_type() for part in alone.walk()] == ["multipart/mixed", "text/cloud-boothook"]
+    assert seed_files(spec, guest_os="windows") == seed_files(replace(spec, agent=False))
 
 
 def test_a_seed_shows_no_secrets_when_it_is_printed() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from driver.cli.doctor import firmware_checks
+from driver.cli.doctor_hypervisors import firmware_checks
 from vmlib.disk.flash import open_firmware, prepare_uefi
 from vmlib.errors import HostError, SpecError
 from vmlib.hypervisor.fake import Fake
@@ -89,7 +89,7 @@ def test_doctor_warns_of_firmware_that_boots_signed_systems_only(tmp_path: Path)
 
 
 def test_doctor_says_nothing_of_firmware_where_no_hypervisor_boots_it() -> None:
-    assert firmware_checks([Fake()]) == []
+    assert list(firmware_checks([Fake()])) == []
 
 
 @pytest.mark.parametrize(

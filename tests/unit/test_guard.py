@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest import build
+from tests.guest import archive, build
 
 
 def test_a_unit_test_cannot_start_a_process() -> None:
@@ -28,8 +28,8 @@ def test_a_module_is_loaded_after_what_it_depends_on(tmp_path: Path) -> None:
 
 
 def test_an_archive_has_aligned_members_and_an_end() -> None:
-    archive = build.cpio({"a": build.Entry(0o100644, b"xyz"), "dev": build.Entry(0o040755)})
-    assert archive.count(b"070701") == 3
-    assert len(archive) % 4 == 0
-    assert archive.index(b"xyz") % 4 == 0
-    assert archive.rstrip(b"\0").endswith(b"TRAILER!!!")
+    packed = archive.cpio({"a": archive.Entry(0o100644, b"xyz"), "dev": archive.Entry(0o040755)})
+    assert packed.count(b"070701") == 3
+    assert len(packed) % 4 == 0
+    assert packed.index(b"xyz") % 4 == 0
+    assert packed.rstrip(b"\0").endswith(b"TRAILER!!!")

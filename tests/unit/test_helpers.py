@@ -11,10 +11,11 @@ from vmlib.cgroup import MachineGroups
 from vmlib.helpers import router_helper, share_helper, tpm_helper
 from vmlib.keeper.helpers import next_delay_s
 from vmlib.keeper.plan import HelperPlan, KeeperPlan
-from vmlib.paths import RunPaths
+from vmlib.paths import Layout, RunPaths
 from vmlib.probe import Program
 from vmlib.resources import Credentials, Forward, ShareAttachment, StreamNic, TpmAttachment
 
+LAYOUT = Layout(Path("/var/lib/chv"), Path("/run/chv"))
 RUN = RunPaths(Path("/run/chv/m/x"))
 SHARE = ShareAttachment(name="fs0", tag="srv-data", guest_path="/srv/data", source=Path("/mnt/data"), readonly=True)
 OF_QEMU = Program(path="/usr/lib/qemu/virtiofsd", version="7.2.22")
@@ -65,7 +66,7 @@ def test_virtiofsd_that_stands_alone() -> None:
 
 def test_swtpm_has_no_privilege_and_no_path_of_the_hosts() -> None:
     tpm = TpmAttachment(name="tpm", state_dir=Path("/var/lib/chv/machines/a/b/tpm"))
-    plan = tpm_helper(tpm, "/usr/bin/swtpm", Credentials(uid=200000, gid=200001), V2)
+    plan = tpm_helper(tpm, "/usr/bin/swtpm", Credentials(uid=200000, gid=200001), V2, LAYOUT)
     assert plan.argv == [
         "/usr/bin/swtpm",
         "socket",
@@ -76,7 +77,7 @@ def test_swtpm_has_no_privilege_and_no_path_of_the_hosts() -> None:
         "--tpmstate",
         "dir=/proc/self/fd/{fd:state},mode=0600",
     ]
-    assert (plan.uid, plan.gid, plan.capabilities) == (200000, 200001, [])
+    assert (plan.uid, plan.gid, plan.capabilities, plan.filtered) == (200000, 200001, [], True)
 
 
 NIC = StreamNic(

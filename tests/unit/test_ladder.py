@@ -45,5 +45,11 @@ def test_a_forced_step_says_what_was_done_and_after_how_long(step: str, words: s
     assert rung == Rung(rung.step, rung.wait_s)
 
 
+def test_advice_stands_at_the_end() -> None:
+    (rung,) = (rung for rung in ladder(2) if rung.step == "quit")
+    assert sentence(rung, 2, advice="give it more") == f"{sentence(rung, 2)}; give it more"
+    assert sentence(rung, 0, advice="give it more") == f"{sentence(rung, 0)}; give it more"
+
+
 def test_the_last_steps_need_no_answer_of_the_vmm() -> None:
     assert [rung.step for rung in ladder(0.0) if not rung.asks] == ["terminate", "kill"]

@@ -59,15 +59,23 @@ def test_doctor_has_a_verdict_and_a_cure_for_each() -> None:
         ("network apart", "ok", f"macvtap on eno1, mode private; {apart}", ""),
         (
             "network gone",
-            "warning",
+            "problem",
             "macvtap on eno9: this host has no interface 'eno9'",
             "make it, or name another one as parent in the plugin block",
         ),
         ("network dmz", "warning", "bridge on br0: br0 is down", "ip link set br0 up, or look at its cable"),
         (
             "network bad",
-            "warning",
+            "problem",
             "bridge on eno1: 'eno1' is no bridge",
             "name a bridge, or use mode macvtap with it as parent",
         ),
     ]
+
+
+def test_doctor_warns_of_a_wireless_parent() -> None:
+    lan = {"lan": MacvtapNetwork(name="lan", parent="wlan0")}
+    (line,) = link_lines(lan, {"wlan0": Seen(name="wlan0", state="up", wireless=True)})
+    assert line[:2] == ("network lan", "warning")
+    assert "from the host's own MAC alone" in line[2]
+    assert line[3] == "name a wired parent, or use mode user"

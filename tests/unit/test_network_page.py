@@ -10,7 +10,7 @@ from driver.config_plugin import PluginConfig, decode_plugin_config
 from driver.config_task import TaskConfig, decode_task_config
 from driver.devhost import agentfile, hclspec
 from driver.devhost.hcltree import config_json, parse
-from driver.schema import plugin_spec, task_spec
+from driver.keys import plugin_spec, task_spec
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = CHECKOUT / "docs/networks.md"

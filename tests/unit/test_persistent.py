@@ -120,14 +120,40 @@ def damage_holder(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_note, damage_holder])
-def test_a_damaged_note_gives_the_disk_to_nobody(disks: Disks, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_note_is_set_aside_and_costs_nobody_the_disk(disks: Disks, damage: Callable[[Path], None]) -> None:
     taken = disks.take("a")
     taken.file.path.write_bytes(b"content".ljust(MIB))
     disks.living.clear()
     damage(disks.store.directory(KEY))
-    with pytest.raises(HostError, match="not readable"):
-        disks.take("b")
+    assert not disks.take("b").created
     assert taken.file.path.read_bytes().startswith(b"content")
+    assert [disk.key for disk in disks.store.list()] == [KEY]
+    assert len(list(disks.store.directory(KEY).glob("*.json.corrupt-*"))) == 1
+
+
+def test_one_whose_note_of_its_disk_is_damaged_keeps_it(tmp_path: Path) -> None:
+    disks = Disks(tmp_path / "disks")
+    disks.store = PersistentDisks(tmp_path / "disks", lambda one: one.name in disks.living, lambda _: [holder("a")])
+    disks.take("a")
+    damage_holder(disks.store.directory(KEY))
+    for _ in range(2):  # Nomad tries again
+        with pytest.raises(NoCapacityError, match="in use by a"):
+            disks.take("b")
+    damage_holder(disks.store.directory(KEY))
+    with pytest.raises(HostError, match="in use by a"):
+        disks.store.remove(disk_id(KEY))
+    assert not disks.take("a", start=1).created
+
+
+def test_whoever_wants_a_disk_does_not_hide_who_has_it(tmp_path: Path) -> None:
+    disks = Disks(tmp_path / "disks")
+    disks.store = PersistentDisks(
+        tmp_path / "disks", lambda one: one.name in ("a", "b"), lambda _: [holder("b"), holder("a")]
+    )
+    disks.take("a")
+    damage_holder(disks.store.directory(KEY))
+    with pytest.raises(NoCapacityError, match="in use by a"):
+        disks.take("b")
 
 
 @given(st.text(), st.text(), st.text(), st.integers(0, 99), st.text())

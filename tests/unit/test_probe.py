@@ -9,6 +9,7 @@ from vmlib.errors import HostError
 from vmlib.probe import (
     cloud_hypervisor_complaint,
     cpu_flags,
+    kvm_cure,
     kvm_usable,
     parse_cloud_hypervisor_version,
     parse_qemu_version,
@@ -46,6 +47,7 @@ def host(directory: Path, flags: str) -> tuple[Path, Path]:
     cpuinfo, device = directory / "cpuinfo", directory / "kvm"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nvmx flags\t: vnmi\n\nprocessor\t: 1\nflags\t\t: fpu\n")
     device.touch()
+    device.chmod(0o666)
     return cpuinfo, device
 
 
@@ -85,6 +87,19 @@ def test_a_missing_device_is_the_reason(tmp_path: Path) -> None:
     assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm()) == (False, f"{device}: no such file or directory")
 
 
+@pytest.mark.parametrize(
+    ("mode", "gid", "usable"), [(0o600, 0, False), (0o660, 0, False), (0o640, 7, False), (0o660, 7, True)]
+)
+def test_a_device_that_lets_no_user_in_is_not_ours(mode: int, gid: int, usable: bool, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    cpuinfo, device = host(tmp_path, "vmx")
+    os.chown(device, 0, gid)
+    device.chmod(mode)
+    why = "" if usable else f"{device}: mode {mode:04o} is for root only, expected 0660 of a group of its own, or 0666"
+    assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm()) == (usable, why)
+
+
 def test_another_interface_version_is_not_ours(tmp_path: Path) -> None:
     cpuinfo, device = host(tmp_path, "vmx")
     usable, why = kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm(version=11))
@@ -95,6 +110,24 @@ def test_a_signal_in_between_says_nothing_about_kvm(tmp_path: Path) -> None:
     cpuinfo, device = host(tmp_path, "vmx")
     assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm(interrupt=2)) == (True, "")
     assert kvm_usable(cpuinfo=cpuinfo, device=device, ioctl=Kvm(interrupt=9))[0] is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "why_not", "cure"),
+    [
+        ("fpu", "cpu has neither vmx nor svm", "turn on virtualisation"),
+        ("svm", "/dev/kvm: no such file or directory", "modprobe kvm_amd"),
+        ("vmx", "/dev/kvm: no such file or directory", "modprobe kvm_intel"),
+        ("vmx", "/dev/kvm: mode 0600 is for root only, expected …", "chgrp kvm /dev/kvm && chmod 0660 /dev/kvm"),
+        ("vmx", "/dev/kvm: permission denied", "run it as root"),
+        ("vmx", "/dev/kvm: operation not permitted", "run it as root"),
+        ("vmx", "/dev/kvm: create vm: device or resource busy", "unload what else uses"),
+        ("vmx", "/dev/kvm: create vcpu: invalid argument", "look for what `dmesg` says of kvm"),
+    ],
+)
+def test_each_reason_has_its_cure(flags: str, why_not: str, cure: str, tmp_path: Path) -> None:
+    cpuinfo, _ = host(tmp_path, flags)
+    assert kvm_cure(why_not, cpuinfo=cpuinfo).startswith(cure)
 
 
 def test_flags_are_whole_words() -> None:

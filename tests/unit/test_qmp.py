@@ -263,3 +263,23 @@ def test_a_second_client_waits_no_longer_than_its_deadline(short_dir: Path) -> N
         listener.listen()
         with pytest.raises(HypervisorError, match="greeting: no answer from the VMM in time"):
             QmpClient.connect(short_dir / "qmp", timeout_s=0.02)
+
+
+def test_whoever_finds_the_queue_full_waits_for_a_place_in_it(short_dir: Path) -> None:
+    """As with QEMU, which lets few wait behind the one that it serves."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as before:
+        listener.bind(str(short_dir / "qmp"))
+        listener.listen(0)
+        before.connect(str(short_dir / "qmp"))
+        with pytest.raises(HypervisorError, match=r"qmp: no connection within 0\.05 s"):
+            QmpClient.connect(short_dir / "qmp", timeout_s=0.05)
+
+        def serve_both() -> None:
+            listener.accept()[0].close()
+            serve(listener, [{"return": {"status": "running"}}])
+
+        serving = threading.Timer(0.1, serve_both)
+        serving.start()
+        with QmpClient.connect(short_dir / "qmp", timeout_s=5) as client:
+            assert client.execute("query-status") == {"status": "running"}
+        serving.join(5)

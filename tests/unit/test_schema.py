@@ -1,4 +1,4 @@
-"""The schemas as Nomad gets them, and the users' pages that must tell of every key in them."""
+"""The schemas as Nomad gets them, and the users' pages whose tables are made of them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from driver._pb import hclspec_pb2 as pb
-from driver.schema import PLUGIN, TASK, Block, Key, Members, literal, plugin_spec, task_spec, walk
+from driver.keys import PLUGIN, TASK, plugin_spec, task_spec
+from driver.schema import Key, Members, walk
+from tests import reference
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [("plugin.md", PLUGIN), ("task.md", TASK)]
@@ -61,37 +63,41 @@ def test_every_default_is_a_value_that_works(members: Members) -> None:
             assert member.default in member.works, path
 
 
-def row(path: str, key: Key) -> str:
-    default = "" if key.default in (None, "") and key.works is None else f"`{literal(key.default)}`"
-    return f"| `{path}` | {key.type} | {default} |"
-
-
 @pytest.mark.parametrize(("page", "members"), PAGES)
-def test_the_page_has_every_key_with_its_type_and_default(page: str, members: Members) -> None:
+def test_the_page_tells_of_every_block(page: str, members: Members) -> None:
     text = (DOCS / page).read_text()
-    works, _, not_yet = text.partition("\n## Not there yet\n")
-    unbuilt = [path for path, member in walk(members) if isinstance(member, Block) and not member.built]
     for path, member in walk(members):
-        if isinstance(member, Block):
-            assert f"`{path}`" in text, path
-        elif member.built and not path.startswith(tuple(f"{block}." for block in unbuilt)):
-            assert row(path, member) in works, row(path, member)
-        else:
-            assert re.search(rf"`{re.escape(path)}( = [^`]+)?`", not_yet), path
-            assert f"| `{path}` |" not in works, path
+        assert isinstance(member, Key) or f"`{path}`" in text, path
 
 
-@pytest.mark.parametrize(("page", "members"), PAGES)
-def test_the_page_tells_of_no_key_that_does_not_exist(page: str, members: Members) -> None:
-    known = {path for path, _ in walk(members)}
-    rows = re.findall(r"^\| `([^`]+)` \|", (DOCS / page).read_text(), re.MULTILINE)
-    assert set(rows) <= known
+@pytest.mark.parametrize("members", [PLUGIN, TASK])
+def test_every_key_says_what_it_means(members: Members) -> None:
+    assert not [path for path, member in walk(members) if isinstance(member, Key) and not member.meaning]
 
 
-@pytest.mark.parametrize(("page", "members"), PAGES)
-def test_the_page_names_every_value_that_does_not_work_yet(page: str, members: Members) -> None:
-    not_yet = (DOCS / page).read_text().partition("\n## Not there yet\n")[2]
-    for path, member in walk(members):
-        if isinstance(member, Key) and isinstance(member.planned, tuple):
-            for value in member.planned:
-                assert re.search(rf"`{re.escape(path)} = [^`]*{re.escape(literal(value))}", not_yet), (path, value)
+# -- the tables of the pages -----------------------------------------------------------------------------------------
+
+KEYS = (Key(name="a", default="x", works=("x", "y"), meaning="first"), Key(name="b", kind="number", default=None))
+
+
+def table(*rows: str) -> str:
+    return f"words\n\n{reference.HEAD}{''.join(rows)}\nmore words\n"
+
+
+def test_a_row_that_was_begun_or_is_out_of_date_is_filled_in_where_it_stands() -> None:
+    made = table("| `b` | number |  |  |\n", '| `a` | string | `"x"` | first |\n')
+    assert reference.filled(table("| `b` |\n", "| `a` | bool | `0` | last |\n"), KEYS) == made
+    assert reference.filled(made, KEYS) == made
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (["| `a` |\n"], "no table has b"),
+        (["| `a` |\n", "| `b` |\n", "| `a` |\n"], "'| `a` |' is no row of a key that has none yet"),
+        (["| `a` |\n", "| `b` |\n", "| `c` |\n"], "'| `c` |' is no row of a key that has none yet"),
+    ],
+)
+def test_a_page_has_each_key_once(rows: list[str], complaint: str) -> None:
+    with pytest.raises(reference.RowError, match=re.escape(complaint)):
+        reference.filled(table(*rows), KEYS)

@@ -1,53 +1,59 @@
-"""CPU and memory numbers."""
+"""The numbers of a task as Nomad gets them."""
 
 import math
-import os
 from pathlib import Path
 
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
 
 from driver._pb import base_pb2
-from driver.state import task_stats
-from driver.stats import Sample, Usage, host_mhz, mhz_of, sample, usage
-from vmlib.process import Identity, identify
+from driver._pb import driver_pb2 as pb
+from driver.state import resource_usage, task_stats
+from driver.stats import host_mhz, mhz_of
+from vmlib.counters import Memory
+from vmlib.meter import CpuUse, MachineUse, Use
 
-
-def test_one_busy_core_is_a_hundred_percent() -> None:
-    before = Sample(at=10.0, user_s=1.0, system_s=0.5, rss_bytes=1)
-    after = Sample(at=12.0, user_s=2.5, system_s=1.0, rss_bytes=7)
-    assert usage(before, after) == Usage(user_percent=75.0, system_percent=25.0, rss_bytes=7)
-    assert usage(before, after).percent == 100.0
-
-
-@given(
-    before=st.none() | st.builds(Sample, *[st.floats(0, 1e9)] * 3, st.integers(0, 1 << 40)),
-    after=st.builds(Sample, *[st.floats(0, 1e9)] * 3, st.integers(0, 1 << 40)),
-)
-def test_no_number_is_ever_negative_or_not_a_number(before: Sample | None, after: Sample) -> None:
-    used = usage(before, after)
-    assert all(math.isfinite(value) and value >= 0 for value in (used.user_percent, used.system_percent, used.percent))
-
-
-def test_a_sample_is_of_that_very_process() -> None:
-    me = identify(os.getpid())
-    assert me is not None
-    taken = sample(me, 1.0)
-    assert taken is not None
-    assert taken.rss_bytes > 1 << 20
-    assert sample(Identity(me.pid, me.start_time + 1), 1.0) is None
+CPU = CpuUse(percent=30.0, user_percent=20.0, system_percent=10.0)
+Cpu, Mem = pb.CPUUsage, pb.MemoryUsage
 
 
 def test_a_reply_has_every_field_that_the_client_dereferences() -> None:
-    reply = task_stats("id", {"vmm": Usage(10, 20, 300), "keeper": Usage(1, 2, 30)}, mhz=2000)
+    parts = {"vmm": Use(cpu=CPU, memory=Memory(rss_bytes=300)), "guest": Use(memory=Memory(usage_bytes=5)), "x": Use()}
+    reply = task_stats("id", MachineUse(total=parts["vmm"], parts=parts), mhz=2000)
+    assert reply.stats.id == "id"
     assert reply.stats.HasField("timestamp")
-    total = reply.stats.agg_resource_usage
-    assert total.cpu.percent == 33
-    assert total.cpu.total_ticks == 660
-    assert total.memory.rss == 330
-    assert set(reply.stats.resource_usage_by_pid) == {"vmm", "keeper"}
-    assert total.cpu.measured_fields
-    assert total.memory.measured_fields
+    assert set(reply.stats.resource_usage_by_pid) == {"vmm", "guest", "x"}
+    for usage in (reply.stats.agg_resource_usage, *reply.stats.resource_usage_by_pid.values()):
+        assert usage.HasField("cpu")
+        assert usage.HasField("memory")
+    assert reply.stats.agg_resource_usage.cpu.total_ticks == 600
+    assert reply.stats.agg_resource_usage.memory.rss == 300
+
+
+def test_measured_is_exactly_what_is_filled_in() -> None:
+    cpu = CpuUse(percent=1.0, user_percent=0.0, system_percent=1.0, throttled_periods=0, throttled_ns=7)
+    found = resource_usage(Use(cpu=cpu), mhz=1000)
+    assert list(found.memory.measured_fields) == []
+    assert set(found.cpu.measured_fields) == set(Cpu.Fields.values())
+    assert (found.cpu.throttled_periods, found.cpu.throttled_time) == (0, 7)
+
+    found = resource_usage(Use(memory=Memory(rss_bytes=0, swap_bytes=1, kernel_bytes=2)), mhz=1000)
+    assert list(found.cpu.measured_fields) == []
+    assert set(found.memory.measured_fields) == {Mem.RSS, Mem.SWAP, Mem.KERNEL_USAGE}
+
+    found = resource_usage(Use(memory=Memory(cache_bytes=1, max_usage_bytes=2, usage_bytes=3)), mhz=1000)
+    assert set(found.memory.measured_fields) == {Mem.CACHE, Mem.MAX_USAGE, Mem.USAGE}
+
+
+def test_ticks_of_a_node_whose_mhz_nobody_knows_are_not_measured() -> None:
+    found = resource_usage(Use(cpu=CPU), mhz=0.0)
+    assert set(found.cpu.measured_fields) == {Cpu.USER_MODE, Cpu.SYSTEM_MODE, Cpu.PERCENT}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_number_that_would_hide_all_others_gets_out(bad: float) -> None:
+    found = resource_usage(Use(cpu=CpuUse(percent=bad, user_percent=bad, system_percent=1.0)), mhz=2000)
+    assert list(found.cpu.measured_fields) == [Cpu.SYSTEM_MODE]
+    assert (found.cpu.percent, found.cpu.total_ticks, found.cpu.user_mode) == (0, 0, 0)
 
 
 def test_mhz_is_what_nomad_counts_for_a_core() -> None:

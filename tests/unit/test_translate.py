@@ -48,6 +48,7 @@ def test_a_kernel_alone_makes_a_machine_without_disk_seed_or_link() -> None:
         labels=LABELS,
         alive_while=ALLOC_DIR,
         cores=CoresSpec(exclusive=True),
+        agent=True,
     )
 
 
@@ -118,7 +119,9 @@ def test_everything_a_job_may_say_reaches_the_machine() -> None:
             user_data=b"#cloud-config\n{}\n",
             network_config=b"version: 2\n",
             environment={"A": "task", "B": "2", "C": "3"},
+            agent=True,
         ),
+        agent=True,
         nics=(
             NicSpec(
                 network="u",
@@ -267,18 +270,41 @@ def test_a_tpm_is_asked_for() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        TaskConfig(image="local/a.raw", hostname="h"),
-        TaskConfig(image="local/a.raw", ssh_authorized_keys=("ssh-ed25519 A",)),
-        TaskConfig(image="local/a.raw", user_data="#!/bin/sh"),
-        TaskConfig(image="local/a.raw", network_config="{}"),
+        TaskConfig(image="local/a.raw", agent=False, hostname="h"),
+        TaskConfig(image="local/a.raw", agent=False, ssh_authorized_keys=("ssh-ed25519 A",)),
+        TaskConfig(image="local/a.raw", agent=False, user_data="#!/bin/sh"),
+        TaskConfig(image="local/a.raw", agent=False, network_config="{}"),
     ],
 )
 def test_each_key_of_the_seed_makes_one(options: TaskConfig) -> None:
-    assert spec_of(options).seed is not None
+    spec = spec_of(options)
+    assert spec.seed is not None
+    assert not spec.seed.agent
+    assert not spec.agent
 
 
 def test_no_key_of_the_seed_makes_none() -> None:
-    assert spec_of(TaskConfig(image="local/a.raw"), env={"A": "1"}).seed is None
+    assert spec_of(TaskConfig(image="local/a.raw", agent=False), env={"A": "1"}).seed is None
+
+
+@pytest.mark.parametrize(
+    ("options", "agent", "seeded"),
+    [
+        (TaskConfig(image="local/a.raw"), True, True),
+        (TaskConfig(image="local/a.raw", kernel="local/k"), True, True),
+        (TaskConfig(image="local/a.raw", agent=False), False, False),
+        (TaskConfig(image="local/a.raw", guest_os="windows"), False, False),
+        (TaskConfig(kernel="local/k"), True, False),  # its initrd may bring an agent
+        (TaskConfig(kernel="local/k", hostname="h"), True, True),
+        (TaskConfig(kernel="local/k", wait_for="agent"), True, True),
+    ],
+)
+def test_the_agent_is_a_reason_for_a_seed_where_an_image_or_somebody_waits_for_it(
+    options: TaskConfig, agent: bool, seeded: bool
+) -> None:
+    spec = spec_of(options)
+    assert (spec.agent, spec.seed is not None and spec.seed.agent) == (agent, seeded)
+    assert (spec.seed is not None) == seeded
 
 
 @pytest.mark.parametrize("text", ["#!/bin/sh\necho ä\n", '{"a": 1}', "#cloud-config\r\n"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.units import parse_duration, parse_size
+from vmlib.units import parse_duration, parse_size
 
 BYTES = {
     "": 1,

@@ -1,10 +1,7 @@
 """Who holds which CPU: one file for plugin, `dev` and `run`, under one lock, and its way back after any crash."""
 
 import contextlib
-import errno
 import hashlib
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +9,13 @@ from types import MappingProxyType
 
 import msgspec
 
+from vmlib.aside import set_aside
 from vmlib.cores.cpulist import format_cpus
 from vmlib.cores.words import Entry, Placement
 from vmlib.errors import HostError
-from vmlib.files import locked, write_atomic
+from vmlib.files import locked, make_directory, read_own, write_atomic
 
 VERSION = 1
-_BROKEN = {errno.EIO, errno.EISDIR, errno.ELOOP, errno.EUCLEAN}
-_KEPT_ASIDE = 4
 
 
 class LedgerConflictError(HostError):
@@ -120,7 +116,7 @@ class Ledger:
         for use inside itself: the second would wait for the first. Raises HostError when the file cannot be read now.
         """
         for directory in {self.path.parent, self.lock.parent}:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(directory)
         with locked(self.lock):
             book = self._load()
             yield book
@@ -128,18 +124,14 @@ class Ledger:
 
     def _load(self) -> Book:
         try:
-            return Book(self.path, _decode(self.path.read_bytes()))
+            return Book(self.path, _decode(read_own(self.path)))
         except FileNotFoundError:
             return Book(self.path, ())
         except OSError as exc:
-            reason = (exc.strerror or str(exc)).lower()
-            if exc.errno not in _BROKEN:  # too many open files, no memory: the file itself may be as good as ever
-                raise HostError(f"ledger {self.path}: {reason}") from exc
-        except _UnreadableError as exc:
+            raise HostError(f"ledger {self.path}: {(exc.strerror or str(exc)).lower()}") from exc
+        except (ValueError, _UnreadableError, LedgerConflictError) as exc:
             reason = str(exc)
-        except LedgerConflictError as exc:
-            reason = str(exc)
-        return Book(self.path, (), quarantined=_quarantine(self.path), reason=reason)
+        return Book(self.path, (), quarantined=str(set_aside(self.path, reason)), reason=reason)
 
 
 def read_entries(path: Path) -> tuple[Entry, ...]:
@@ -206,22 +198,6 @@ def _decode(data: bytes) -> tuple[Entry, ...]:
         return msgspec.json.decode(file.entries, type=tuple[Entry, ...])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise _UnreadableError(f"no ledger: {str(exc).lower()}") from exc
-
-
-def _quarantine(path: Path) -> str:
-    """Move a file that cannot be used aside; where that is impossible it stays, and the next save replaces it."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = path.with_name(f"{path.name}.corrupt-{stamp}-{os.urandom(2).hex()}")
-    try:
-        path.rename(aside)
-    except OSError:
-        return str(path)
-    # Named by time: the newest are what somebody may still want to see.
-    others = sorted(set(path.parent.glob(f"{path.name}.corrupt-*")) - {aside})
-    for old in others[: 1 - _KEPT_ASIDE]:
-        with contextlib.suppress(OSError):
-            old.unlink()
-    return str(aside)
 
 
 def _who(entry: Entry) -> str:

@@ -20,6 +20,7 @@ from vmlib.cores.plan import Host, Policy
 from vmlib.cores.topology import Topology, TopologyCache
 from vmlib.cores.words import Confinement, Entry, Placement
 from vmlib.errors import HostError, VmError
+from vmlib.kinds import EventKind
 from vmlib.paths import Layout, RunPaths, run_key
 from vmlib.resources import NumaCell
 from vmlib.spec import MachineSpec
@@ -45,7 +46,7 @@ class Notice:
     """Something that happened to a machine, in the words of a task event."""
 
     machine_id: str
-    kind: str  # "yielded", "cores repaired", "cores"
+    kind: EventKind
     text: str
 
 
@@ -280,7 +281,7 @@ class Cores:
     def _mourn(self, book: Book) -> list[Notice]:
         """Enter machines that run and are missing, as after the loss of the ledger, or the return of an old one."""
         if book.quarantined:
-            log.warning("ledger not usable: %s; it is kept as %s and made anew", book.reason, book.quarantined)
+            log.warning("ledger made anew: %s", book.reason)
         missing = [entry for entry in self._known() if entry.id not in book.entries and _vmm_lives(entry)]
         if not missing:
             return []

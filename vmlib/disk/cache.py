@@ -6,6 +6,7 @@ image below its disk, so that removing one here takes nothing from anybody.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmlib import files
+from vmlib.aside import set_aside
 from vmlib.disk.copy import made_beside, told
 from vmlib.errors import SpecError
 
@@ -60,7 +62,7 @@ class ImageCache:
         """
         with told(f"{what}, {self}"):
             for name in ("images", "seen", "locks"):
-                (self._top / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+                files.make_directory(self._top / name)
             while True:
                 path = self._make(source_fd, recipe, what)
                 try:
@@ -68,6 +70,7 @@ class ImageCache:
                     if target is not None:
                         target.unlink(missing_ok=True)
                         os.link(path, target)
+                        files.sync_directory(target.parent)
                 except FileNotFoundError:  # it was old, and somebody collected it just now
                     continue
                 return path.name
@@ -80,6 +83,7 @@ class ImageCache:
         with files.locked(self._top / "locks" / key):
             if (path := self._known(seen)) is not None:
                 return path
+            _expect_readable(seen)
             path = self._top / "images" / f"{recipe.checksum(source_fd)}.{recipe.kind}"
             # Two files of one content have two keys, and this is where they meet.
             with files.locked(self._top / "locks" / path.name):
@@ -125,7 +129,7 @@ class ImageCache:
                     image.path.unlink()
                 gone.append(image.path)
                 verb = "would remove" if dry_run else "removed"
-                log.info("image cache: %s %s, %d bytes", verb, image.path.name, image.bytes)
+                log.info("%s image=%s: %d bytes, not used lately", verb, image.path.name, image.bytes)
             total -= image.bytes
         if not dry_run:
             self._forget_lost()
@@ -133,10 +137,14 @@ class ImageCache:
 
     def _known(self, seen: Path) -> Path | None:
         try:
-            path = self._top / "images" / str(json.loads(seen.read_bytes()))
+            path = self._top / "images" / str(files.parse_json(files.read_own(seen)))
+            return path if path.parent == self._top / "images" and path.exists() else None
         except (FileNotFoundError, ValueError):
             return None
-        return path if path.parent == self._top / "images" and path.exists() else None
+        except OSError as exc:  # a name that there cannot be
+            if exc.errno != errno.ENAMETOOLONG:
+                raise
+            return None
 
     def _forget_lost(self) -> None:
         """What was remembered of files whose image is gone."""
@@ -157,6 +165,17 @@ class ImageCache:
         path = self._top / "locks" / name
         with contextlib.suppress(BlockingIOError), files.locked(path, blocking=False):
             path.unlink(missing_ok=True)
+
+
+def _expect_readable(seen: Path) -> None:
+    """One that is damaged is set aside; only its lock's holder calls this."""
+    try:
+        if not isinstance(files.parse_json(files.read_own(seen)), str):
+            raise ValueError("no name")
+    except FileNotFoundError:
+        pass
+    except ValueError as exc:
+        set_aside(seen, str(exc))
 
 
 def _key(status: os.stat_result, kind: str) -> str:

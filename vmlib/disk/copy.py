@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmlib.errors import HostError, NoCapacityError, VmError
+from vmlib.files import sync_directory
 
 _FICLONE = 0x40049409
 _CHUNK_BYTES = 1 << 20
@@ -85,6 +86,7 @@ def made_beside(path: Path) -> Iterator[tuple[int, Path]]:
         yield fd, beside
         os.fsync(fd)
         os.rename(beside, path)
+        sync_directory(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(beside)

@@ -8,7 +8,7 @@ from pathlib import Path
 from vmlib.disk.copy import clone_or_copy, made_beside, told
 from vmlib.disk.image import in_words
 from vmlib.errors import HostError, SpecError, VmError
-from vmlib.files import open_ref, write_atomic
+from vmlib.files import open_ref, parse_json, read_own, write_atomic
 from vmlib.resources import Firmware, FirmwareFiles, OpenFile
 from vmlib.spec import FileRef
 
@@ -115,7 +115,7 @@ def _as_note(firmware: Firmware) -> dict[str, object]:
 
 def _read_note(store: Path) -> Firmware | None:
     try:
-        match json.loads(_note_of(store).read_bytes()):
+        match parse_json(read_own(_note_of(store))):
             case {"code": str(code), "variables": str(variables), "smm": bool(smm)}:
                 return Firmware(code=Path(code), variables=Path(variables), smm=smm)
     except (FileNotFoundError, ValueError):

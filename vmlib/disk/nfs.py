@@ -144,10 +144,20 @@ def unmount(target: Path) -> None:
             raise HostError(f"{target} cannot be unmounted", hint="the next start, DestroyTask or sweep tries again")
     with contextlib.suppress(FileNotFoundError):
         target.rmdir()
-    _tidy(top)
+    tidy(top)
 
 
-def _tidy(top: Path) -> None:
+def clear(top: Path) -> None:
+    """Take back everything in the directory of a machine's mounts. Raises HostError when something is still mounted."""
+    for target in mounted_beneath(top):
+        unmount(target)
+    for place in top.glob("[!.]*"):  # of a mount that was never made, or that a reboot took away
+        with contextlib.suppress(OSError):  # somebody's files: they stay
+            place.rmdir()
+    tidy(top)
+
+
+def tidy(top: Path) -> None:
     """Remove the directory of a machine's mounts with the last of them."""
     if mounted_beneath(top) or any(path.is_dir() for path in top.glob("[!.]*")):
         return

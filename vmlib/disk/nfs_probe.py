@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -20,8 +21,9 @@ def silence(exports: Collection[NfsExport], *, timeout_s: float = _ANSWER_S) -> 
     threads = [threading.Thread(target=_ask, args=(one, timeout_s, found), daemon=True) for one in exports]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + timeout_s
     for thread in threads:
-        thread.join(timeout_s)
+        thread.join(max(0.0, deadline - time.monotonic()))
     return {one.name: found.get(one.name, f"no answer within {timeout_s:g} s") for one in exports}
 
 

@@ -10,12 +10,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vmlib import files
+from vmlib.aside import set_aside
 from vmlib.disk.copy import told
 from vmlib.disk.grow import make_empty, open_grown
 from vmlib.errors import HostError, NoCapacityError, SpecError
@@ -59,11 +60,20 @@ class Taken:
 
 
 class PersistentDisks:
-    """Those of one data directory. `busy` says whether that holder still has a hold on anything."""
+    """Those of one data directory. `busy` says whether that holder still has a hold on anything.
 
-    def __init__(self, top: Path, busy: Callable[[Holder], bool]) -> None:
+    `claims` are those who have said elsewhere that they take the disk in a directory, should the note there be damaged.
+    """
+
+    def __init__(
+        self,
+        top: Path,
+        busy: Callable[[Holder], bool],
+        claims: Callable[[Path], Iterable[Holder]] = lambda _: (),
+    ) -> None:
         self._top = top
         self._busy = busy
+        self._claims = claims
 
     def directory(self, key: DiskKey) -> Path:
         return self._top / disk_id(key)
@@ -85,10 +95,10 @@ class PersistentDisks:
         """
         directory = self.directory(key)
         with told(f"persistent disk {directory}"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_directory(directory)
             with files.locked(directory / "lock"):
                 self._expect_free(directory, holder, what)
-                note = _load_note(directory)
+                note = _mended_note(directory, key)
                 if note is not None and note["format"] != format:
                     raise SpecError(
                         f"{what}.format = {format!r}: this persistent disk is {note['format']}, made before"
@@ -113,9 +123,9 @@ class PersistentDisks:
         if not directory.exists():
             return
         with files.locked(directory / "lock"):
-            holder = _load_holder(directory)
+            holder = self._holder(directory, but=machine_id)
             if holder is not None and holder.machine_id == machine_id:
-                (directory / _HOLDER).unlink()
+                (directory / _HOLDER).unlink(missing_ok=True)
 
     def list(self) -> Iterator[PersistentDisk]:
         """Every disk, by what it belongs to."""
@@ -132,24 +142,44 @@ class PersistentDisks:
         if len(id_) != _ID_DIGITS or not (directory / _NOTE).exists():
             raise HostError(f"no persistent disk {id_!r} in {self._top}")
         with files.locked(directory / "lock"):
-            holder = _load_holder(directory)
+            holder = self._holder(directory)
             if holder is not None and self._busy(holder):
                 raise HostError(f"persistent disk {id_}: in use by {holder.name}")
             # Away in one step: who looks meanwhile sees all of it or nothing.
             gone = self._top / f".{id_}.{os.urandom(4).hex()}"
             directory.rename(gone)
+            files.sync_directory(self._top)
         shutil.rmtree(gone)
 
     def _expect_free(self, directory: Path, holder: Holder, what: str) -> None:
-        other = _load_holder(directory)
+        other = self._holder(directory, but=holder.machine_id)
         # An earlier start of the same machine has been taken back before anybody comes here.
         if other is not None and other.name != holder.name and self._busy(other):
             raise NoCapacityError(f"{what}: persistent disk {directory.name} is in use by {other.name}")
 
+    def _holder(self, directory: Path, *, but: str = "") -> Holder | None:
+        """For whoever holds the disk's lock. A damaged note is made anew from what holders have said elsewhere.
+
+        The start `but`, who asks, is in the midst of taking or releasing it, and hides nobody.
+        """
+        try:
+            return _load_holder(directory)
+        except HostError as exc:
+            reason = str(exc)
+        found = next((one for one in self._claims(directory) if one.machine_id != but and self._busy(one)), None)
+        # Whoever is killed in between finds the damaged note once more.
+        set_aside(directory / _HOLDER, reason)
+        if found is not None:
+            files.write_atomic(directory / _HOLDER, json.dumps(asdict(found)).encode())
+        return found
+
     def _load(self, directory: Path) -> PersistentDisk | None:
         if directory.name.startswith(".") or (note := _load_note(directory)) is None:
             return None
-        holder = _load_holder(directory)
+        try:
+            holder = _load_holder(directory)
+        except HostError:  # set aside by the next one who takes or removes the disk; it is there all the same
+            holder = next(filter(self._busy, self._claims(directory)), None)
         path = _disk_in(directory, note["format"])
         status = None
         with contextlib.suppress(FileNotFoundError):
@@ -178,7 +208,7 @@ def _disk_in(directory: Path, format_: str) -> Path:
 def _load_note(directory: Path) -> dict[str, Any] | None:
     """None when there is none. Raises HostError on one that is damaged: the disk beside it is somebody's."""
     try:
-        data = json.loads((directory / _NOTE).read_bytes())
+        data = files.parse_json(files.read_own(directory / _NOTE))
         DiskKey(**data["key"])
         if data["format"] not in ("raw", "qcow2"):
             raise ValueError(data["format"])
@@ -189,10 +219,27 @@ def _load_note(directory: Path) -> dict[str, Any] | None:
         raise HostError(f"{directory / _NOTE}: not readable: {exc}") from exc
 
 
+def _mended_note(directory: Path, key: DiskKey) -> dict[str, Any] | None:
+    """What the disk is. A damaged note is made anew from the disk that lies there: it is `key`'s by its directory."""
+    try:
+        return _load_note(directory)
+    except HostError as exc:
+        disks = [path for path in (_disk_in(directory, "raw"), _disk_in(directory, "qcow2")) if path.exists()]
+        if len(disks) > 1:
+            raise
+        set_aside(directory / _NOTE, str(exc))
+    if not disks:
+        return None
+    note = {"key": asdict(key), "format": disks[0].suffix[1:], "created_at": disks[0].stat().st_mtime}
+    files.write_atomic(directory / _NOTE, json.dumps(note).encode())
+    return note
+
+
 def _load_holder(directory: Path) -> Holder | None:
     try:
-        return Holder(**json.loads((directory / _HOLDER).read_bytes()))
+        data = files.parse_json(files.read_own(directory / _HOLDER))
+        return Holder(**{field.name: str(data[field.name]) for field in fields(Holder)})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, KeyError) as exc:
         raise HostError(f"{directory / _HOLDER}: not readable: {exc}") from exc

@@ -9,19 +9,21 @@ import json
 import os
 from pathlib import Path
 
+from vmlib.aside import set_aside
 from vmlib.disk.copy import clone_or_copy, made_beside, told
 from vmlib.disk.grow import grow_qcow2, make_empty, open_grown
 from vmlib.disk.image import ImageInfo, check_image, check_source, in_words, whole_sectors
 from vmlib.disk.intake import Intake
 from vmlib.disk.overlay import forget_backing
 from vmlib.errors import SpecError
-from vmlib.files import write_atomic
+from vmlib.files import make_directory, parse_json, read_own, write_atomic
 from vmlib.hold import hold_image
 from vmlib.remote import Source, local_source, open_source
 from vmlib.resources import DiskAttachment, OpenFile
 from vmlib.spec import DiskFormat, FileRef, Packing, RootDisk
 
 _WRITE_BITS = 0o222
+_IDENTITY = {"inode", "size_bytes", "mtime_ns"}
 
 
 def prepare_root(root: RootDisk, into: Path, *, intake: Intake, qemu_img: str = "qemu-img") -> DiskAttachment:
@@ -31,7 +33,7 @@ def prepare_root(root: RootDisk, into: Path, *, intake: Intake, qemu_img: str = 
     VMM of an earlier start. Raises SpecError, NoCapacityError when the host's disk is full, HostError.
     """
     with told(f"disk directory {into}"):
-        into.mkdir(mode=0o700, exist_ok=True)
+        make_directory(into)
     match root.mode:
         case "direct":
             return _prepare_direct(root, intake.max_virtual_bytes, qemu_img)
@@ -91,8 +93,9 @@ def _prepare_overlay(root: RootDisk, path: Path, intake: Intake, qemu_img: str) 
         )
         size = wanted_size_bytes(info, root.size_bytes, max_virtual_bytes=max_virtual_bytes)
         with told(f"root disk {path}"):
+            if path.exists() and _is_over_another(root, path, identity):
+                set_aside(path, f"{_note_of(path)}, which says what it is over, is not readable")
             if path.exists():
-                _expect_same_image(root, path, identity)
                 _stand_alone(path)
             else:
                 # The note first: an overlay without it could not be told from one over another image.
@@ -229,17 +232,31 @@ def _identity(image: Source) -> dict[str, int | str]:
 
 
 def _noted(path: Path) -> dict[str, object]:
+    """Nothing when there is no note; one that is damaged is set aside."""
+    note = _note_of(path)
     try:
-        noted = json.loads(_note_of(path).read_bytes())
-    except (FileNotFoundError, ValueError):
-        noted = None
-    return noted if isinstance(noted, dict) else {}
+        noted = parse_json(read_own(note))
+        if not isinstance(noted, dict) or not ("cached" in noted or noted.keys() >= _IDENTITY):
+            raise ValueError("says nothing of an image")
+    except FileNotFoundError:
+        return {}
+    except ValueError as exc:
+        set_aside(note, str(exc))
+        return {}
+    return noted
 
 
-def _expect_same_image(root: RootDisk, path: Path, identity: dict[str, int | str]) -> None:
-    if _noted(path) != identity:
+def _is_over_another(root: RootDisk, path: Path, identity: dict[str, int | str]) -> bool:
+    """True when nobody can say any more what an overlay is over. Raises SpecError when it is over another image."""
+    noted = _noted(path)
+    if not noted and "cached" not in identity:
+        return True
+    if not noted:  # over this machine's own name for its image, which nobody writes to
+        write_atomic(_note_of(path), json.dumps(identity).encode())
+    elif noted != identity:
         raise SpecError(
             f"image = {str(root.image)!r}: changed since this machine's root disk was made over it,"
             " expected the same file",
             hint='an image that changes while the machine exists needs root_mode = "copy"',
         )
+    return False

@@ -20,6 +20,8 @@ from typing import Any, Literal
 from vmlib.disk.copy import told
 from vmlib.errors import SpecError
 from vmlib.files import open_ref, write_atomic
+from vmlib.guest.delivery import boothook
+from vmlib.guest.environment import environment_file
 from vmlib.resources import DiskAttachment, OpenFile, ShareAttachment
 from vmlib.spec import FileRef, NicSpec, SeedSpec
 
@@ -39,14 +41,12 @@ _KEY_OF_FILE = {
     "meta-data": "ssh_authorized_keys",
     "user-data": "user_data",
     "network-config": "network_config",
-    "vendor-data": "share",
+    "vendor-data": "share",  # the agent beside it has one size, which fits
     "nomad.env": "env",
 }
 
 # JSON is YAML but for these: YAML 1.1 takes some as line breaks and refuses the others unless they are escaped.
 _NOT_FOR_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SPECIAL_IN_QUOTES = re.compile(r'[\\"$`]')
 
 
 def seed_files(
@@ -68,8 +68,13 @@ def seed_files(
         files["network-config"] = spec.network_config
     elif nics:
         files["network-config"] = _network_config(nics)
-    if vendor_config and guest_os != "windows":
-        files["vendor-data"] = _vendor_data([("cloud-config", b"#cloud-config\n" + _json(vendor_config))])
+    vendor_parts = []
+    if spec.agent:
+        vendor_parts.append(("cloud-boothook", boothook()))
+    if vendor_config:
+        vendor_parts.append(("cloud-config", b"#cloud-config\n" + _json(vendor_config)))
+    if vendor_parts and guest_os != "windows":
+        files["vendor-data"] = _vendor_data(vendor_parts)
     if spec.environment:
         files["nomad.env"] = _environment_file(spec.environment)
     for name, data in files.items():
@@ -198,24 +203,10 @@ def _vendor_data(parts: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def _environment_file(environment: Mapping[str, str]) -> bytes:
-    """Assignments for `sh`, and for systemd's EnvironmentFile, which understands double quotes the same way.
-
-    (Single quotes would do for `sh` alone: systemd does not know how to continue after `'\\''`.)
-    """
-    lines = []
-    for name, value in sorted(environment.items()):
+    for name, value in environment.items():
         if "\0" in name + value:
             raise SpecError(f"env: {name!r} holds a NUL byte, expected text")
-        if _SHELL_NAME.fullmatch(name):
-            lines.append(f'{name}="{_SPECIAL_IN_QUOTES.sub(_with_backslash, value)}"\n')
-        else:
-            # json.dumps keeps a line break in the name from ending the comment.
-            lines.append(f"# not a name that sh can hold: {json.dumps(name)}\n")
-    return "".join(lines).encode()
-
-
-def _with_backslash(match: re.Match[str]) -> str:
-    return "\\" + match[0]
+    return environment_file(dict(environment))
 
 
 def _json(data: object) -> bytes:

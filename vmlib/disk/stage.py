@@ -8,7 +8,7 @@ from pathlib import Path
 from vmlib.disk.copy import clone_or_copy, made_beside, told
 from vmlib.disk.image import in_words
 from vmlib.errors import SpecError
-from vmlib.files import open_ref, write_atomic
+from vmlib.files import make_directory, open_ref, parse_json, read_own, write_atomic
 from vmlib.resources import BootFiles, OpenFile
 from vmlib.spec import DirectBoot, FileRef
 
@@ -39,7 +39,7 @@ def stage_boot(boot: DirectBoot, into: Path, owner_uid: int, owner_gid: int) -> 
     Raises SpecError, NoCapacityError when the host's disk is full, HostError.
     """
     with told(f"boot directory {into}"):
-        into.mkdir(mode=0o700, exist_ok=True)
+        make_directory(into)
     kernel = _stage(_KERNEL, boot.kernel, into, owner_uid, owner_gid)
     initrd = None
     if boot.initrd is not None:
@@ -94,7 +94,7 @@ def _identity(status: os.stat_result) -> list[int]:
 
 def _is_copy_of(source: list[int], target: Path, note: Path, uid: int, gid: int) -> bool:
     try:
-        noted = json.loads(note.read_bytes())
+        noted = parse_json(read_own(note))
         status = os.stat(target, follow_symlinks=False)
     except (FileNotFoundError, ValueError):
         return False

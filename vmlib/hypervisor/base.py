@@ -63,8 +63,13 @@ class LaunchPlan:
     files: Mapping[str, int] = field(default_factory=dict)
     listeners: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
-    netns: str = ""  # the network namespace that the VMM runs in, where it is a router itself; "" = ours
+    netns: str = ""  # the network namespace that the VMM runs in, where it is a router itself; "" = see `own_network`
+    own_network: bool = True  # it needs no network but what it inherits; False: it runs in ours, or in `netns`
+    routes: bool = False  # it opens connections, for its guest
+    shows: tuple[str, ...] = ()  # what it reads of the host beside the system's programs and libraries
+    nodes: tuple[str, ...] = ()  # devices that it opens
     credentials: Credentials
+    terminals: bool = False  # it makes ptys
     dialect: Dialect = "qmp"
     requests: tuple[Request, ...] = ()
     boot_timeout_s: float = 5.0  # to let the guest run

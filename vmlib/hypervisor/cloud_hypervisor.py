@@ -16,7 +16,7 @@ from vmlib.hypervisor.ch_api import CALL_TIMEOUT_S, ApiClosedError, ApiError, Ch
 from vmlib.hypervisor.ch_config import MAX_DEVICES, MAX_VCPUS, inherited_files, requests
 from vmlib.hypervisor.options import inherited
 from vmlib.hypervisor.overhead import ch_overhead_mib
-from vmlib.hypervisor.qemu import fixed_environment
+from vmlib.hypervisor.qemu import device_nodes, fixed_environment
 from vmlib.paths import RunPaths
 from vmlib.process import Identity
 from vmlib.resources import Firmware, Resources
@@ -89,6 +89,10 @@ class CloudHypervisor:
             ),
             files=inherited_files(res),
             listeners={API: API},
+            own_network=not res.nics,  # by a link's name it asks how large its frames may be
+            shows=("/sys",) if res.vfio or res.nics else (),
+            nodes=device_nodes(res),
+            terminals=True,
             environment=fixed_environment(res.run_dir),
             credentials=res.credentials,
             dialect="cloud-hypervisor",

@@ -59,6 +59,7 @@ class Fake:
             argv=tuple(argv),
             files=files,
             listeners={name: name for name in LISTENERS},
+            shows=(str(Path(fake_vmm.__file__).resolve().parent.parent), sys.base_prefix),
             environment=fixed_environment(res.run_dir),
             credentials=res.credentials,
             on_reboot=spec.on_reboot,

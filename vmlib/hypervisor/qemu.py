@@ -12,8 +12,9 @@ from vmlib.hypervisor.qemu_nics import frame_listeners, router_namespace
 from vmlib.hypervisor.qmp import CALL_TIMEOUT_S, QmpVmm
 from vmlib.probe import QEMU_MIN_VERSION
 from vmlib.process import TOOL_ENVIRONMENT
-from vmlib.resources import Firmware, Resources
+from vmlib.resources import Firmware, Resources, TapNic, UserNic
 from vmlib.spec import MachineSpec
+from vmlib.vfio import node
 
 # QEMU answers once it has made the whole machine: huge pages are zeroed one by one, and the host may be busy.
 # One that ends meanwhile is noticed at once.
@@ -45,6 +46,10 @@ class Qemu:
             files=command.files,
             listeners={name: name for name in (*LISTENERS, *frame_listeners(res.nics))},
             netns=router_namespace(res.nics),
+            own_network=not (routes := any(isinstance(nic, UserNic) for nic in res.nics)),
+            routes=routes,
+            shows=(*(("/sys",) if _reads_sysfs(res) else ()), *(("/etc/resolv.conf",) if routes else ())),
+            nodes=device_nodes(res),
             environment=fixed_environment(res.run_dir),
             credentials=res.credentials,
             on_reboot=spec.on_reboot,
@@ -60,6 +65,23 @@ class Qemu:
 
     def prepare(self, plan: LaunchPlan, run_dir: Path, *, console: Callable[[str], None]) -> Vmm:  # noqa: ARG002
         return attach_qmp(run_dir, timeout_s=START_TIMEOUT_S)
+
+
+def _reads_sysfs(res: Resources) -> bool:
+    """What a device can do: one of the host's, the host's own disk, or vhost."""
+    return bool(
+        res.vfio
+        or any(disk.block_device for disk in res.disks)
+        or any(isinstance(nic, TapNic) and nic.vhost for nic in res.nics)
+    )
+
+
+def device_nodes(res: Resources) -> tuple[str, ...]:
+    """Devices that a VMM opens by name."""
+    if not res.vfio:
+        return ("/dev/kvm",)
+    groups = sorted({device.group for device in res.vfio})
+    return ("/dev/kvm", *(str(node(name)) for name in ("vfio", *groups)))
 
 
 def fixed_environment(run_dir: Path) -> dict[str, str]:

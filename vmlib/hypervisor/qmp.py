@@ -20,6 +20,7 @@ from vmlib.lines import LineBuffer, LineTooLongError
 # The longest answers we ask for have some 200 bytes a vCPU, and 1000 for each layer of a disk.
 MAX_LINE_BYTES = 1 << 20
 CALL_TIMEOUT_S = 5.0
+_QUEUE_FULL_S = 0.02  # a client before us is served in a few milliseconds
 # The longest piece of a peer's answer that may stand in a message of ours.
 _MAX_QUOTED = 200
 
@@ -102,14 +103,13 @@ class QmpClient:
 
     @classmethod
     def connect(cls, path: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> "QmpClient":
-        """Connect and negotiate. QEMU serves one client at a time: a second one waits for its greeting."""
+        """Connect and negotiate. QEMU serves one client at a time: the others wait for their greeting."""
         deadline = time.monotonic() + timeout_s
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         client = cls(sock)
         try:
-            sock.settimeout(timeout_s)
             try:
-                sock.connect(str(path))
+                _queue_up(sock, path, deadline)
             except TimeoutError as exc:
                 raise HypervisorError(f"{path}: no connection within {timeout_s:g} s") from exc
             except OSError as exc:
@@ -209,6 +209,24 @@ class QmpClient:
         if not data:
             raise QmpClosedError(f"{what}: the VMM closed the connection")
         return data
+
+
+def _queue_up(sock: socket.socket, path: Path, deadline: float) -> None:
+    """Connect. Raises TimeoutError, OSError.
+
+    Behind the one that it serves QEMU lets two wait [run QEMU 7.2]. To a socket with a timeout, which is one that does
+    not block, the kernel says EAGAIN then, at once.
+    """
+    sock.setblocking(False)
+    while True:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError as exc:
+            if time.monotonic() >= deadline:
+                raise TimeoutError from exc
+            time.sleep(_QUEUE_FULL_S)  # nothing tells a client that a place has become free, poll(2) neither
+        else:
+            return
 
 
 def _quoted(message: object) -> str:

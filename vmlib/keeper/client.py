@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -65,6 +66,25 @@ class Connection:
             self._queue += [json.loads(line) for line in self._lines.feed(data)]
         return self._queue.pop(0)
 
+    def receive_exactly(self) -> dict[str, Any]:
+        """The next message, and nothing of what follows it, which may be no message; {} at the end."""
+        deadline = time.monotonic() + self._timeout_s
+        seen = b""
+        while not seen.endswith(b"\n"):
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+            ahead = self._sock.recv(4096, socket.MSG_PEEK)
+            piece = self._sock.recv(ahead.find(b"\n") + 1 or len(ahead)) if ahead else b""
+            if not piece or len(seen) > _MAX_ANSWER:
+                return {}
+            seen += piece
+        answer = json.loads(seen)
+        return answer if isinstance(answer, dict) else {}
+
+    def detach(self) -> socket.socket:
+        """The socket, which is the caller's from now on; it does not block."""
+        self._sock.setblocking(False)
+        return self._sock
+
     def ask(self, op: str, **details: Any) -> dict[str, Any]:
         """One request and its answer. Raises HypervisorError when the keeper refuses or does not answer."""
         try:
@@ -90,6 +110,47 @@ class Connection:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def open_guest_channel(path: Path, *, timeout_s: float) -> socket.socket:
+    """What the guest says on its channel and what it is told, as bytes, from the keeper at `path`.
+
+    The socket is the caller's and does not block. Raises OSError, HypervisorError.
+    """
+    sock, _ = _as_bytes(path, timeout_s, "agent")
+    return sock
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """The guest's console as bytes, both ways; the socket is the caller's and does not block."""
+
+    sock: socket.socket
+    writes: bool  # what is sent reaches the guest
+    writer: str  # who had that before; "" = nobody
+
+
+def open_console(path: Path, *, write: bool, take: bool, who: str, notices: bool, timeout_s: float) -> Console:
+    """The guest's console, from the keeper at `path`: of those who want to write one does, the others watch.
+
+    `take` takes that away from whoever has it; he is told of `who`. With `notices` such news comes as a line on the
+    console, and one who watches writes once those before him are gone. Raises OSError, HypervisorError.
+    """
+    sock, answer = _as_bytes(path, timeout_s, "console", write=write, take=take, who=who, notices=notices)
+    return Console(sock, answer.get("writes") is True, str(answer.get("writer", "")))
+
+
+def _as_bytes(path: Path, timeout_s: float, op: str, **wish: Any) -> tuple[socket.socket, dict[str, Any]]:
+    """A connection that has nothing of the control protocol any more, and the answer that came before that."""
+    with contextlib.ExitStack() as on_failure:
+        connection = Connection.open(path, timeout_s=timeout_s)
+        on_failure.callback(connection.close)
+        connection.send({"op": op, **wish})
+        answer = connection.receive_exactly()
+        if not answer.get("ok"):
+            raise HypervisorError(f"the keeper refused {op!r}: {answer.get('reason', 'it is gone')}")
+        on_failure.pop_all()
+        return connection.detach(), answer
 
 
 class Lease(Connection):

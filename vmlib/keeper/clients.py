@@ -10,6 +10,7 @@ from typing import Any
 
 from vmlib.keeper.control import Client
 from vmlib.keeper.loop import Loop
+from vmlib.kinds import EventKind
 
 _EVENTS_KEPT = 64  # for a plugin that is away
 _MAX_CLIENTS = 64
@@ -19,12 +20,11 @@ Answer = Callable[[Client, dict[str, Any]], dict[str, Any]]
 
 
 class Clients:
-    """`answer` takes a request and gives its answer; `typed` takes what a client says to the guest's console."""
+    """`answer` takes a request and gives its answer."""
 
-    def __init__(self, loop: Loop, *, answer: Answer, typed: Callable[[bytes], None]) -> None:
+    def __init__(self, loop: Loop, *, answer: Answer) -> None:
         self._loop = loop
         self._answer = answer
-        self._typed = typed
         self._all: list[Client] = []
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._seq = 0
@@ -57,12 +57,7 @@ class Clients:
             client.sock.close()
             self._all.remove(client)
 
-    def show_console(self, data: bytes) -> None:
-        for client in self._all:
-            if client.attached:
-                client.send_raw(data)
-
-    def tell(self, kind: str, text: str) -> None:
+    def tell(self, kind: EventKind, text: str) -> None:
         """Tell whoever listens, and keep it for whoever comes."""
         self._seq += 1
         event = {"seq": self._seq, "kind": kind, "text": text, "at": time.time()}
@@ -92,8 +87,12 @@ class Clients:
                 sock.close()
 
     def _on_client(self, client: Client) -> None:
-        for request in client.receive(self._typed):
+        for request in client.receive():
             client.send(self._answer(client, request))
             if client.subscribed and request.get("op") == "subscribe":
                 for event in self._events:
                     client.send({"event": event})
+        if client.taker is not None and not client.closed:
+            self._loop.forget(client.fd)
+            self._all.remove(client)
+            client.give_away()

@@ -4,15 +4,18 @@ import contextlib
 import json
 import os
 import select
+import socket
 
 from vmlib.keeper.api_call import ApiCall
+from vmlib.keeper.calling import Caller
 from vmlib.keeper.channel import ChannelListener
 from vmlib.keeper.cloud_events import CloudEvent, EventDecoder
 from vmlib.keeper.cloud_life import Life, shutdown_reason
 from vmlib.keeper.cloud_log import LogReader
-from vmlib.keeper.console import PtyConsole
+from vmlib.keeper.console import PtyConsole, Typing
 from vmlib.keeper.dialect import House
 from vmlib.keeper.fds import read
+from vmlib.keeper.relay import Relay
 from vmlib.keeper.spawn import open_fifo
 
 _API = "api"  # the listener that its API has
@@ -31,11 +34,18 @@ class CloudHypervisor:
         self._life = Life()
         self._console = PtyConsole(house.loop, house.console_said, self._on_console_gone)
         self._channel = ChannelListener(house.loop, house.guest_said)
+        self.relay = Relay(house.loop, house.guest_said, self._see_to_the_agent)
+        self._uid = house.plan.uid if os.geteuid() == 0 else os.geteuid()
+        self._caller = Caller(house.loop, house.run_paths.vsock, self._uid, self._on_agent)
         self._look: ApiCall | None = None
         self._console_known = False
         self._api = house.plan.run / house.plan.listeners[_API]
         self._reboots = 0
         self._limit_s = house.plan.reboot_timeout_s
+
+    @property
+    def typing(self) -> Typing:
+        return self._console.typing
 
     def make(self) -> None:
         run, plan = self._house.run_paths, self._house.plan
@@ -78,15 +88,13 @@ class CloudHypervisor:
                 self._start_anew_soon()
 
     def arm_writers(self) -> None:
-        self._console.typing.arm()
-
-    def type(self, data: bytes) -> None:
-        self._console.typing.add(data)
+        self.typing.arm()
+        self.relay.arm()
 
     def take_console(self, path: str) -> str:
         try:
-            uid = self._house.plan.uid if os.geteuid() == 0 else os.geteuid()
-            self._console.open(path, uid=uid, vmm_fd=self._house.vmm_fd)
+            shut_in = self._house.plan.cage is not None
+            self._console.open(path, uid=self._uid, vmm_fd=self._house.vmm_fd, shut_in=shut_in)
         except OSError as exc:
             return f"{path[:64]}: {(exc.strerror or str(exc)).lower()}"
         except ValueError as exc:
@@ -110,7 +118,19 @@ class CloudHypervisor:
             self._house.vmm_said(rest)
         self._note_words()
         self._channel.drain()
+        self.relay.drain()
         self._note_reason()
+
+    # -- the guest's agent ---------------------------------------------------------------------------------------
+
+    def _see_to_the_agent(self) -> None:
+        """Call it while somebody wants it, and hang up when nobody does."""
+        if not self.relay.has_client:
+            self.relay.drop_guest()
+        self._caller.want(self.relay.has_client and not self.relay.has_guest)
+
+    def _on_agent(self, sock: socket.socket) -> None:
+        self.relay.take_guest(sock)
 
     # -- what comes in -------------------------------------------------------------------------------------------
 

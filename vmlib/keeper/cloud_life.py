@@ -49,9 +49,11 @@ class Life:
 
 def shutdown_reason(life: Life, words: LogWords) -> str | None:
     """Why the VMM shut down, in the words that the verdict knows; None when it did not."""
-    if words.guest_exit:  # a monitor whose reader is behind loses events, the log loses nothing
+    # A monitor whose reader is behind loses events, and the last ones are lost when the program ends before its monitor
+    # has written them [run v53.0]. The log loses nothing.
+    if words.guest_exit:
         return "guest-shutdown"
-    if not life.shut_down:
+    if not (life.shut_down or words.api_exit or (words.other_exit and words.tells_guest_exit)):
         return None
     if words.why_exit:
         return "vmm-error"

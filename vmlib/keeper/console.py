@@ -20,12 +20,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Typing:
-    """What was typed and waits for the guest. Bounded: what does not fit is lost."""
+    """What was typed and waits for the guest. Bounded: what does not fit is lost; while it is full, nothing is read."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._waiting = bytearray()
         self._fd = -1
+
+    @property
+    def full(self) -> bool:
+        return bool(self._waiting)
 
     def onto(self, fd: int) -> None:
         """Where it goes from now on; -1 is nowhere."""
@@ -60,14 +64,16 @@ class PtyConsole:
         self._other_fd = -1
         self.typing = Typing(loop)
 
-    def open(self, path: str, *, uid: int, vmm_fd: int) -> None:
+    def open(self, path: str, *, uid: int, vmm_fd: int, shut_in: bool = False) -> None:
         """Take the pty at `path`, which must be one of `uid`'s own. Raises OSError, ValueError.
 
-        The one before is read to its end first. `vmm_fd` is a pidfd of the VMM.
+        The one before is read to its end first. `vmm_fd` is a pidfd of the VMM. One that is shut in has made it in
+        its own root.
         """
         if re.fullmatch(r"/dev/pts/[0-9]{1,9}", path) is None:
             raise ValueError(f"{path[:64]!r} is no pty")
-        fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        where = f"/proc/{_pid_of(vmm_fd)}/root{path}" if shut_in else path
+        fd = os.open(where, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
             # Its name comes from the VMM: somebody else's terminal is not ours to read.

@@ -12,13 +12,13 @@ _MAX_UNSENT = 1 << 20  # a client that does not read is dropped
 
 
 class Client:
-    """One connection. `attached` means that its bytes are the guest's console, both ways."""
+    """One connection. A `taker` gets its socket once all answers are given: with what could not be sent yet."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.subscribed = False
-        self.attached = False
+        self.taker: Callable[[socket.socket, bytes], None] | None = None
         self.closed = False
         self._lines = LineBuffer(_MAX_REQUEST)
         self._unsent = bytearray()
@@ -31,7 +31,7 @@ class Client:
     def waiting(self) -> bool:
         return bool(self._unsent)
 
-    def receive(self, console_input: Callable[[bytes], None]) -> list[dict[str, Any]]:
+    def receive(self) -> list[dict[str, Any]]:
         """Read what is there; return the requests. Marks the client closed at its end or on nonsense."""
         try:
             data = self.sock.recv(1 << 16)
@@ -42,9 +42,6 @@ class Client:
         if not data:
             self.closed = True
             return []
-        if self.attached:
-            console_input(data)
-            return []
         try:
             requests = [json.loads(line) for line in self._lines.feed(data)]
         except (ValueError, RecursionError):  # not JSON, or a line that is too long
@@ -53,16 +50,19 @@ class Client:
         return [request for request in requests if isinstance(request, dict)]
 
     def send(self, message: dict[str, Any]) -> None:
-        self.send_raw(json.dumps(message).encode() + b"\n")
-
-    def send_raw(self, data: bytes) -> None:
         if self.closed:
             return
+        data = json.dumps(message).encode() + b"\n"
         if len(self._unsent) + len(data) > _MAX_UNSENT:
             self.closed = True
             return
         self._unsent += data
         self.pump()
+
+    def give_away(self) -> None:
+        """The socket is somebody else's from now on."""
+        assert self.taker is not None
+        self.taker(self.sock, bytes(self._unsent))
 
     def pump(self) -> None:
         while self._unsent:

@@ -2,9 +2,11 @@
 
 from typing import Protocol
 
+from vmlib.keeper.console import Typing
 from vmlib.keeper.helpers import Helpers
 from vmlib.keeper.loop import Loop
 from vmlib.keeper.plan import KeeperPlan
+from vmlib.keeper.relay import Relay
 from vmlib.keeper.verdict import Evidence
 from vmlib.paths import RunPaths
 
@@ -63,6 +65,14 @@ class House(Protocol):
 class Dialect(Protocol):
     """One VMM's language."""
 
+    @property
+    def relay(self) -> Relay:
+        """The guest channel, for whoever serves the guest's agent."""
+
+    @property
+    def typing(self) -> Typing:
+        """Input for the guest's console."""
+
     def make(self) -> None:
         """Make what must be there before the VMM, beside the FIFOs of its standard streams."""
 
@@ -77,9 +87,6 @@ class Dialect(Protocol):
 
     def arm_writers(self) -> None:
         """Ask for writability exactly where something waits."""
-
-    def type(self, data: bytes) -> None:
-        """Input for the guest's console."""
 
     def take_console(self, path: str) -> str:
         """Read the console there from now on. Returns why not, or ""."""

@@ -46,10 +46,10 @@ def read(fd: int) -> bytes:
         return b""
 
 
-def receive(sock: socket.socket) -> bytes | None:
+def receive(sock: socket.socket, most: int = READ_BYTES) -> bytes | None:
     """What came; None at the end."""
     try:
-        return sock.recv(READ_BYTES) or None
+        return sock.recv(most) or None
     except (BlockingIOError, InterruptedError):
         return b""
     except OSError:

@@ -19,6 +19,7 @@ from vmlib.keeper.fds import open_process
 from vmlib.keeper.loop import Loop
 from vmlib.keeper.plan import HelperPlan
 from vmlib.keeper.spawn import SpawnError, spawn_helper
+from vmlib.kinds import EventKind
 from vmlib.paths import RunPaths
 
 # A helper ends a moment before its VMM does: at once would be too soon to know.
@@ -57,7 +58,7 @@ class Helpers:
         run: RunPaths,
         loop: Loop,
         *,
-        tell: Callable[[str, str], None],
+        tell: Callable[[EventKind, str], None],
         lost: Callable[[str], None],
         last_words: Callable[[], str],
         vmm_connects: bool = False,

@@ -14,7 +14,7 @@ import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vmlib import process
 from vmlib.files import write_atomic
@@ -29,9 +29,12 @@ from vmlib.keeper.plan import KeeperPlan
 from vmlib.keeper.sink import Sink
 from vmlib.keeper.spawn import SpawnError, listen, make_fifos, open_fifo, spawn_vmm
 from vmlib.keeper.verdict import Evidence, Verdict, judge
+from vmlib.keeper.watchers import Watchers
+from vmlib.kinds import EventKind
 from vmlib.paths import RunPaths
 
 _TAIL = 4096  # of console and stderr, for messages
+_LAST_LINES, _LAST_WORDS = 3, 300  # and characters of them, of a guest that panicked
 _FLUSH_S = 1.0  # at the end, for a reader that is alive but slow
 _EXIT_GRACE_S = 10.0  # a guest that said `exit N` powers itself off within this
 _LADDER_S = 8.0  # the owner's own steps after a stop's time-out take five
@@ -51,7 +54,8 @@ class Keeper:
 
         self.loop = Loop()
         self.dialect = self._speak(plan.dialect)
-        self.clients = Clients(self.loop, answer=self._answer, typed=self.dialect.type)
+        self.clients = Clients(self.loop, answer=self._answer)
+        self.watchers = Watchers(self.loop, self.dialect.typing)
         self.lease: Client | None = self.clients.add(lease)
         self.committed = False
         self.evidence = Evidence(dialect=plan.dialect)
@@ -180,13 +184,14 @@ class Keeper:
                 self.loop.want_write(sink.fd, sink.pump if sink.waiting else None)
         self.dialect.arm_writers()
         self.clients.arm_writers()
+        self.watchers.arm()
 
     # -- what the dialect understood -----------------------------------------------------------------------------
 
     def console_said(self, data: bytes) -> None:
         self.stdout.write(data)
         self.console_tail = (self.console_tail + data)[-_TAIL:]
-        self.clients.show_console(data)
+        self.watchers.show(data)
 
     def vmm_said(self, data: bytes) -> None:
         self.stderr.write(data)
@@ -210,10 +215,12 @@ class Keeper:
         self._event("paused", "paused")
 
     def guest_rebooted(self, by: str) -> None:
+        if self.evidence.panic:
+            return  # its kernel does that after a panic, and may be faster than the VMM's end
         self._event("rebooted", f"rebooted {by}")
 
     def guest_panicked(self) -> bool:
-        words = _last_words(bytes(self.console_tail))
+        words = last_words(bytes(self.console_tail))
         self._event("panic", f"panic: {words}")
         if self.plan.on_panic == "restart":
             return False
@@ -255,7 +262,7 @@ class Keeper:
                 if request.get("forced"):
                     self.evidence.forced = text
                     self.save_state()
-                self._event(kind, text)
+                self._event(cast(EventKind, kind), text)
             case {"op": "stop", "timeout_s": int() | float() as timeout_s}:
                 self.evidence.stop_by = time.time() + timeout_s + _LADDER_S
                 self.save_state()
@@ -267,8 +274,10 @@ class Keeper:
                     return {"ok": False, "reason": f"{exc.filename}: {(exc.strerror or str(exc)).lower()}"}
                 self.committed = True
                 self.helpers.settle()
-            case {"op": "console"}:
-                client.attached = True
+            case {"op": "console", **wish}:
+                return self.watchers.invite(client, wish)
+            case {"op": "agent"}:
+                client.taker = self.dialect.relay.take_client
             case {"console": str(path)}:
                 if why_not := self.dialect.take_console(path):
                     return {"ok": False, "reason": why_not}
@@ -290,7 +299,7 @@ class Keeper:
             "lost_stderr_bytes": self.stderr.lost_total,
         }
 
-    def _event(self, kind: str, text: str) -> None:
+    def _event(self, kind: EventKind, text: str) -> None:
         """Tell whoever listens, keep it for whoever comes, and put it into the task's log."""
         self.stderr.write(f"chv: {text}\n".encode(errors="replace"))
         self.clients.tell(kind, text)
@@ -354,6 +363,7 @@ class Keeper:
             "complaint": self.evidence.error,
         }
         self.clients.say_farewell(farewell, self.lease)
+        self.watchers.say_farewell()
 
     def _note_end(self, verdict: Verdict) -> None:
         if verdict.message and verdict.message != self.evidence.forced:
@@ -396,11 +406,14 @@ class Keeper:
         return True
 
 
-def _last_words(console: bytes) -> str:
-    """The line in which the kernel says why, else the last one."""
-    lines = [line.strip() for line in console.decode(errors="replace").splitlines() if line.strip()]
+def last_words(console: bytes) -> str:
+    """Of a guest that panicked: the line in which Linux says why; of any other guest, the last few."""
+    shown = (
+        "".join(char for char in line if char.isprintable()) for line in console.decode(errors="replace").splitlines()
+    )
+    lines = [line.strip() for line in shown if line.strip()]
     reasons = [line[line.index("Kernel panic") :] for line in lines if "Kernel panic" in line]
-    return (reasons or lines or [""])[-1][:300]
+    return (reasons[-1] if reasons else " / ".join(lines[-_LAST_LINES:]))[:_LAST_WORDS]
 
 
 __all__ = ["Keeper", "SpawnError"]

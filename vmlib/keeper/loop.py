@@ -18,13 +18,24 @@ class Loop:
 
     def on_read(self, fd: int, action: Action, *, first: bool = False) -> None:
         """Call `action` whenever `fd` has something, or its end; `first` goes before all others of the same turn."""
-        self._readers[fd] = action
         if first:
             self._first.add(fd)
-        self._selector.register(fd, selectors.EVENT_READ, None)
+        self.want_read(fd, action)
+
+    def want_read(self, fd: int, action: Action | None) -> None:
+        """The same, for who does not always want to know; None is no interest now."""
+        if action is None:
+            self._readers.pop(fd, None)
+        else:
+            self._readers[fd] = action
+        known = self._selector.get_map().get(fd)
+        self._watch(fd, known.data if known is not None else None)
 
     def want_write(self, fd: int, pump: Action | None) -> None:
         """Call `pump` as soon as `fd` takes more; None when nothing waits any more."""
+        self._watch(fd, pump)
+
+    def _watch(self, fd: int, pump: Action | None) -> None:
         events = (selectors.EVENT_READ if fd in self._readers else 0) | (selectors.EVENT_WRITE if pump else 0)
         known = self._selector.get_map().get(fd)
         if known is None:
@@ -39,7 +50,7 @@ class Loop:
         """To be called before `fd` is closed."""
         self._readers.pop(fd, None)
         self._first.discard(fd)
-        self._selector.unregister(fd)
+        self._watch(fd, None)
 
     def after(self, delay_s: float, action: Action) -> None:
         """Call `action` once, `delay_s` from now."""

@@ -7,6 +7,20 @@ from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cage:
+    """What a process sees of the host beside the system's programs and libraries: `vmlib/cage.py` makes it.
+
+    Paths are those of the host, and the same in the cage.
+    """
+
+    shows: list[str] = field(default_factory=list)  # directories and files, to be read
+    nodes: list[str] = field(default_factory=list)  # devices, where the host has them
+    hides: list[str] = field(default_factory=list)  # directories that are empty, should they lie in one that is shown
+    own_network: bool = True  # a network of its own in which there is nothing
+    terminals: bool = False  # it makes ptys, whose names then mean something to nobody else
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HelperPlan:
     """A process beside the VMM (virtiofsd, swtpm, passt), which the keeper starts before it and ends after it.
 
@@ -32,6 +46,9 @@ class HelperPlan:
     calls: str = ""  # the VMM's listener to which it is connected, by file name in the run directory
     tells_ready: bool = False  # it writes to its standard output once it serves, and is waited for
     netns: str = ""  # the network namespace it runs in; "" = ours
+    cage: Cage | None = None  # None: it sees all that its user may, or shuts itself in
+    filtered: bool = False  # by vmlib/syscall_filter.py; others have a filter of their own, and need more
+    limits: dict[str, int] = field(default_factory=dict)  # of resources, by the names of RLIMIT_
     seat: str = ""  # a threaded cgroup below one of these, in which it belongs as soon as there is one
 
 
@@ -60,6 +77,9 @@ class KeeperPlan:
     keeper_cgroups: list[str] = field(default_factory=list)
     cpus: list[int] = field(default_factory=list)  # of the VMM's first thread, and so of all; [] = all of its cgroup
     memory_lock_bytes: int = 0  # how much memory the VMM may lock; 0 = as much as the keeper
+    cage: Cage | None = None  # None: it sees all that its user may
+    routes: bool = False  # it opens connections, for its guest
+    limits: dict[str, int] = field(default_factory=dict)  # of resources, by the names of RLIMIT_
     memory_group: str = ""  # the cgroup whose limit holds the VMM's memory; "" = there is none
     dialect: str = "qmp"  # in which the VMM speaks: or "cloud-hypervisor"
     monitor: str = "events"  # of QMP: the listener on which it tells its events
@@ -77,8 +97,8 @@ class KeeperPlan:
         """Passes over what a later version may have added. Raises ValueError on what is no plan."""
         try:
             values = _known(cls, json.loads(data))
-            values["helpers"] = [HelperPlan(**_known(HelperPlan, one)) for one in values.get("helpers", [])]
-            return cls(**values)
+            values["helpers"] = [HelperPlan(**_of_cage(_known(HelperPlan, one))) for one in values.get("helpers", [])]
+            return cls(**_of_cage(values))
         except (AttributeError, TypeError) as exc:
             raise ValueError(f"no keeper plan: {exc}") from exc
 
@@ -93,6 +113,12 @@ def reboot_timeout_s(memory_mib: int, *, hugepages: bool, helpers: bool) -> floa
     if hugepages:
         seconds += memory_mib / 512  # zeroed one by one
     return seconds + (60.0 if helpers else 0.0)  # it waits a minute for a virtiofsd
+
+
+def _of_cage(values: dict[str, Any]) -> dict[str, Any]:
+    """Plans of earlier versions have none."""
+    cage = values.get("cage")
+    return values if cage is None else {**values, "cage": Cage(**_known(Cage, cage))}
 
 
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:

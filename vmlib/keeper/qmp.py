@@ -10,10 +10,9 @@ from vmlib.keeper.console import Typing
 from vmlib.keeper.dialect import House
 from vmlib.keeper.fds import connect, read, receive
 from vmlib.keeper.qmp_events import MonitorEvent, QmpMonitor
+from vmlib.keeper.relay import Relay
 from vmlib.keeper.spawn import open_fifo
-from vmlib.lines import LineBuffer
 
-_CHANNEL_LINE = 4096  # longer lines of a guest are passed over
 _PANIC_GRACE_S = 2.0  # the VMM ends by itself at a panic within this
 _ONE_REBOOT_S = 1.0
 
@@ -25,9 +24,8 @@ class Qmp:
         self._house = house
         self._events = QmpMonitor()
         self._monitor: socket.socket | None = None
-        self._channel: socket.socket | None = None
-        self._channel_lines = LineBuffer(_CHANNEL_LINE, skip_long=True)
-        self._typing = Typing(house.loop)
+        self.relay = Relay(house.loop, house.guest_said)
+        self.typing = Typing(house.loop)
         self._rebooted_at = -math.inf
 
     def make(self) -> None:
@@ -36,7 +34,7 @@ class Qmp:
     def open(self) -> None:
         run, loop = self._house.run_paths, self._house.loop
         self._console_fd = open_fifo(run.console_out)
-        self._typing.onto(open_fifo(run.console_in))
+        self.typing.onto(open_fifo(run.console_in))
         self._stderr_fd = open_fifo(run.stderr)
         loop.on_read(self._console_fd, self.read_console)
         loop.on_read(self._stderr_fd, self._on_stderr)
@@ -51,16 +49,13 @@ class Qmp:
             loop.on_read(self._monitor.fileno(), self._on_monitor)
             self._monitor.send(self._events.greeting)
         with contextlib.suppress(OSError):
-            self._channel = connect(plan.run / plan.listeners[plan.channel])
-            loop.on_read(self._channel.fileno(), self._on_channel)
+            self.relay.take_guest(connect(plan.run / plan.listeners[plan.channel]))
         if adopted and self._house.evidence.panic:
             loop.after(_PANIC_GRACE_S, self._house.kill_vmm)
 
     def arm_writers(self) -> None:
-        self._typing.arm()
-
-    def type(self, data: bytes) -> None:
-        self._typing.add(data)
+        self.typing.arm()
+        self.relay.arm()
 
     def take_console(self, path: str) -> str:
         return f"the console is on the VMM's standard streams, not at {path[:64]!r}"
@@ -74,8 +69,7 @@ class Qmp:
                 take()
         while self._monitor is not None and select.select([self._monitor], [], [], 0)[0]:
             self._on_monitor()
-        while self._channel is not None and select.select([self._channel], [], [], 0)[0]:
-            self._on_channel()
+        self.relay.drain()
 
     def _on_stderr(self) -> None:
         self._house.vmm_said(read(self._stderr_fd))
@@ -120,9 +114,9 @@ class Qmp:
 
     def _on_reset(self, by: str) -> None:
         """One reboot is several resets: the firmware makes more of its own in the first moments."""
-        now = time.monotonic()
-        if now - self._rebooted_at > _ONE_REBOOT_S:
-            self._rebooted_at = now
+        now, before = time.monotonic(), self._rebooted_at
+        self._rebooted_at = now
+        if now - before > _ONE_REBOOT_S:
             self._house.guest_rebooted(by)
 
     def _on_panic(self) -> None:
@@ -133,14 +127,3 @@ class Qmp:
         elif self._monitor is not None:
             with contextlib.suppress(OSError):  # it is ending, and will be started again by somebody else
                 self._monitor.send(self._events.reset(reboots_end=self._house.plan.on_reboot == "exit"))
-
-    def _on_channel(self) -> None:
-        assert self._channel is not None
-        data = receive(self._channel)
-        if data is None:
-            self._house.loop.forget(self._channel.fileno())
-            self._channel.close()
-            self._channel = None
-            return
-        for line in self._channel_lines.feed(data):
-            self._house.guest_said(line)

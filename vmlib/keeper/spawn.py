@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from vmlib.keeper.plan import HelperPlan, KeeperPlan
@@ -47,11 +48,23 @@ def spawn_vmm(
     """
     run = RunPaths(plan.run)
     fds = plan.files | inherited | {name: sock.fileno() for name, sock in sockets.items()}
-    spec = {
+    spec = vmm_spec(plan, fds)
+    # The VMM's own open file descriptions: QEMU makes its console non-blocking, ours must not change with it.
+    streams = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in (run.console_in, run.console_out, run.stderr)]
+    try:
+        return launch(spec, "vmm", streams, [*fds.values(), *log_fds])
+    finally:
+        for fd in (*streams, *plan.files.values()):
+            os.close(fd)
+
+
+def vmm_spec(plan: KeeperPlan, fds: dict[str, int]) -> dict[str, object]:
+    """What the launcher is told of a VMM that inherits those descriptors."""
+    return {
         "argv": plan.argv,
         "fds": fds,
         "environment": plan.environment,
-        "identity": str(run.vmm),
+        "identity": str(RunPaths(plan.run).vmm),
         "uid": plan.uid,
         "gid": plan.gid,
         "groups": plan.groups,
@@ -59,14 +72,11 @@ def spawn_vmm(
         "cpus": plan.cpus,
         "memory_lock_bytes": plan.memory_lock_bytes,
         "netns": plan.netns,
+        "cage": None if plan.cage is None else asdict(plan.cage),
+        "filtered": True,
+        "routes": plan.routes,
+        "limits": plan.limits,
     }
-    # The VMM's own open file descriptions: QEMU makes its console non-blocking, ours must not change with it.
-    streams = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in (run.console_in, run.console_out, run.stderr)]
-    try:
-        return _launch(spec, "vmm", streams, [*fds.values(), *log_fds])
-    finally:
-        for fd in (*streams, *plan.files.values()):
-            os.close(fd)
 
 
 def spawn_helper(
@@ -111,16 +121,19 @@ def spawn_helper(
             "groups": [],
             "capabilities": plan.capabilities,
             "netns": plan.netns,
+            "cage": None if plan.cage is None else asdict(plan.cage),
+            "filtered": plan.filtered,
+            "limits": plan.limits,
             "cgroups": [*plan.cgroups, *([plan.seat] if plan.seat and Path(plan.seat).exists() else ())],
         }
         if plan.bind:
             spec["mount"] = {"directory": plan.bind, "at": plan.bind_at, "readonly": plan.readonly}
-        child = _launch(spec, "helper", [nothing, output, words], list(fds.values()))
+        child = launch(spec, "helper", [nothing, output, words], list(fds.values()))
         on_failure.pop_all()
         return child, ready
 
 
-def _launch(spec: dict[str, object], kind: str, streams: list[int], pass_fds: list[int]) -> "subprocess.Popen[bytes]":
+def launch(spec: dict[str, object], kind: str, streams: list[int], pass_fds: list[int]) -> "subprocess.Popen[bytes]":
     """Run the launcher until it has become the program. Raises SpawnError."""
     spec_fd = os.memfd_create("launch")
     os.write(spec_fd, json.dumps(spec).encode())

@@ -50,5 +50,5 @@ def attach_bridge(nic: NicSpec, link: BridgeLink, index: int, making: Making) ->
         spec=nic,
         link=name,
         ifindex=tap.index,
-        notice="" if bridge.up else f"link down: bridge {link.bridge} is down, {name} on it comes up when that does",
+        notice="" if bridge.up else f"link lost: bridge {link.bridge} is down, {name} on it comes up when that does",
     )

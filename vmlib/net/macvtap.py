@@ -81,4 +81,4 @@ def open_queues(made: Interface, index: int, making: Making, *, mac: str) -> Tap
 
 
 def _down(parent: str, name: str) -> str:
-    return f"link down: {parent} has no carrier, {name} on it comes up when that does"
+    return f"link lost: {parent} has no carrier, {name} on it comes up when that does"

@@ -152,10 +152,10 @@ def _done(kernel: Netlink, step: Step, mine: Mine, *, dry_run: bool) -> str:
     try:
         if step.do == "remove" and step.link is not None:
             if dry_run:
-                log.info("would remove shim=%s", step.link.name)
+                log.info("would remove shim=%s: no network wants it", step.link.name)
             else:
                 kernel.delete(step.link.index)
-                log.info("shim removed link=%s", step.link.name)
+                log.info("removed shim=%s: no network wants it", step.link.name)
         elif step.shim is not None and step.link is not None:
             _act(kernel, step.do, step.shim, step.link, mine)
     except OSError as exc:
