@@ -194,9 +194,7 @@ class Node:
         return await self.offload("cores", self._watched)
 
     def _watched(self) -> list[Path]:
-        groups = cgroup.read_layout()
-        ours = [] if groups.cpuset is None else sorted(groups.cpuset.parent.glob("chv*/*/vmm/cpuset.cpus"))
-        return [*watch_paths(find_partitions()), *ours]
+        return [*watch_paths(find_partitions()), *cgroup.cpuset_files(cgroup.read_layout())]
 
     def _choose(self, spec: MachineSpec) -> tuple[Hypervisor, str]:
         """Called from the threads that start machines."""

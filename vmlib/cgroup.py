@@ -23,6 +23,7 @@ _TOP_V2 = "chv.slice"
 _TOP_V1 = "chv"
 _TOP = re.compile(r"chv(-[a-z0-9]+)*(\.slice)?")
 _MARK = "trusted.chv"  # an extended attribute, as systemd has them on its own groups
+_CPUSET_FILES = ("cpuset.cpus", "cpuset.cpus.partition", "*/*/cpuset.cpus", "*/vmm/cpuset.mems", "*/vmm/*/cpuset.cpus")
 _CONTROLLERS = ("cpuset", "cpu", "memory", "pids")
 _SHARES = (2, 262144)  # v1's least and most
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -230,6 +231,14 @@ def marked(key: str = "*") -> list[tuple[Path, str]]:
                 with contextlib.suppress(OSError):  # none, no group, or gone meanwhile
                     found.append((group, os.getxattr(group, _MARK).decode(errors="replace")))
     return found
+
+
+def cpuset_files(layout: CgroupLayout) -> list[Path]:
+    """What can be written to take a machine off its CPUs and memory nodes: its groups', and those of its threads."""
+    if layout.cpuset is None:
+        return []
+    tops = filter(lambda path: _TOP.fullmatch(path.name), sorted(layout.cpuset.parent.glob("chv*")))
+    return [file for top in tops for pattern in _CPUSET_FILES for file in sorted(top.glob(pattern))]
 
 
 def weight_of(shares: int) -> int:

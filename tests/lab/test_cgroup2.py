@@ -16,6 +16,7 @@ from vmlib.cgroup import Limits, MachineGroups
 from vmlib.cores import confine
 from vmlib.cores.words import Confinement
 from vmlib.errors import HostError
+from vmlib.inotify import MODIFY, Inotify
 
 pytestmark = pytest.mark.needs("root", "cgroup2")
 
@@ -111,6 +112,21 @@ def test_a_narrowed_group_and_a_rewritten_thread_group_are_repaired(groups: Mach
     (path / "v1/cpuset.cpus").write_text("1")
     assert len(apply(groups, vmm)) == 3
     assert allowed(vmm) == ("0", "4", "6")
+
+
+def test_a_write_to_any_cpuset_of_a_machine_is_told_at_once(groups: MachineGroups, vmm: Threads) -> None:
+    """A repair must not wait for the slow look."""
+    apply(groups, vmm)
+    machine = groups.vmm[0].parent
+    found = {path for path in machine.rglob("cpuset.cpus") if path.parent != machine}
+    assert {path.parent.name for path in found} == {"vmm", "keeper", "emu", "v0", "v1"}
+    found.add(groups.vmm[0] / "cpuset.mems")
+    with Inotify() as inotify:
+        for path in cgroup.cpuset_files(cgroup.read_layout()):
+            inotify.watch(path, MODIFY)
+        for path in sorted(found):
+            path.write_text(path.read_text())
+            assert [event.path for event in inotify.read()] == [path]
 
 
 def test_a_thread_in_a_strangers_place_is_taken_back(groups: MachineGroups, vmm: Threads) -> None:

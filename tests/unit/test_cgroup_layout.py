@@ -57,6 +57,26 @@ def test_hybrid_has_a_group_in_every_hierarchy_and_each_controller_in_its_own() 
     )
 
 
+def test_the_files_that_can_take_a_machine_off_its_cores(tmp_path: Path) -> None:
+    assert cgroup.cpuset_files(CgroupLayout(kind="none")) == []
+    ours = [
+        "chv.slice/cpuset.cpus",
+        "chv.slice/cpuset.cpus.partition",
+        "chv.slice/k/keeper/cpuset.cpus",
+        "chv.slice/k/vmm/cpuset.cpus",
+        "chv.slice/k/vmm/cpuset.mems",
+        "chv.slice/k/vmm/emu/cpuset.cpus",
+        "chv.slice/k/vmm/v0/cpuset.cpus",
+        "chv-cores.slice/k/vmm/cpuset.cpus",
+    ]
+    for name in (*ours, "nomad.slice/cpuset.cpus", "chvalier/k/vmm/cpuset.cpus", "chv.slice/k/vmm/cgroup.procs"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    top = tmp_path / "chv.slice"
+    found = cgroup.cpuset_files(CgroupLayout(kind="v2", tops=(top,), unified=top, cpuset=top))
+    assert sorted(found) == sorted(tmp_path / name for name in ours)
+
+
 @pytest.mark.parametrize(("text", "vmm"), [(V2, "chv-cores.slice/k/vmm"), (HYBRID, "cpuset/chv-cores/k/vmm")])
 def test_another_topmost_group_takes_the_place_of_ours(text: str, vmm: str) -> None:
     groups = paths_for(parse_layout(text), "k", top="chv-cores")
