@@ -4,6 +4,7 @@ that finds a later data directory says so in one sentence and touches nothing.
 
 import asyncio
 import hashlib
+import json
 import shutil
 import signal
 import subprocess
@@ -23,9 +24,15 @@ from vmlib.paths import RunPaths
 from vmlib.process import Identity
 
 CHECKOUT = Path(__file__).parents[2]
-# The last one before run directories bore a mark. To be moved whenever what is on disk changes (docs/upgrade.md).
-LAST_FORMAT = "b8407b7b34e1f1def2b278174c8ca0e36a7a2d4a"
+# Before there were versions, so there is no way back to it. To be moved when what is on disk changes (docs/upgrade.md).
+LAST_FORMAT = "eb27cc7399143adb63ab75a601cfd71d15b3467f"
+MORE = {"of_tomorrow": {"x": 1}}
 DISK = {"name": "data", "size": "8MiB", "persistent": True}
+
+
+def whole_history() -> bool:
+    asked = ["git", "rev-parse", "--is-shallow-repository"]
+    return subprocess.run(asked, cwd=CHECKOUT, capture_output=True, text=True, check=False).stdout == "false\n"
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +46,9 @@ def last(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         check=False,
     )
-    if done.returncode != 0:
-        pytest.skip(f"{LAST_FORMAT[:7]} is not in this clone: {done.stderr.decode().strip()[:100]}")
+    if done.returncode != 0 and not whole_history():
+        pytest.skip("this is no clone with all of its history")
+    assert done.returncode == 0, done.stderr.decode()
     subprocess.run(["tar", "-xf", str(archive), "-C", str(tree)], check=True)
     chv = tree / "chv"
     chv.write_text(
@@ -98,14 +106,33 @@ async def expect_taken_over(chv: Path, place: Place, task: FakeTask, handle: pb.
         assert list(place.layout.runs.iterdir()) == []
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-async def test_a_machine_is_taken_over_while_it_runs(way: str, last: Path, chv: Path, place: Place) -> None:
-    before, after = (last, chv) if way == "up" else (chv, last)
+async def test_a_machine_is_taken_over_while_it_runs(last: Path, chv: Path, place: Place) -> None:
     task = FakeTask(place, words="tick", options={"disk": [DISK]})
-    async with started(before, place, task) as (plugin, handle):
+    async with started(last, place, task) as (plugin, handle):
         (vmm,) = place.vmms()
         await plugin.kill()
-    await expect_taken_over(after, place, task, handle, vmm)
+    await expect_taken_over(chv, place, task, handle, vmm)
+
+
+async def test_one_of_a_later_release_of_this_version_is_taken_back(chv: Path, place: Place) -> None:
+    task = FakeTask(place, words="tick", options={"disk": [DISK]})
+    async with started(chv, place, task) as (plugin, handle):
+        (vmm,) = place.vmms()
+        await plugin.kill()
+    grown = {path.name for directory in (place.layout.data_dir, place.layout.run_dir) for path in with_more(directory)}
+    assert grown >= {"mark.json", "machine.json", "journal", "ledger.json", "disk.json", "holder.json", "vmm", "keeper"}
+    handle.driver_state = json.dumps(json.loads(handle.driver_state) | MORE).encode()
+    await expect_taken_over(chv, place, task, handle, vmm)
+
+
+def with_more(directory: Path) -> Iterator[Path]:
+    """Add what a later release may to each file there that is JSON, or lines of it."""
+    for path in directory.rglob("*"):
+        if path.is_file() and (text := path.read_text(errors="replace")).startswith("{"):
+            # As compact as it was: the ledger has a checksum of a part of it.
+            lines = [json.dumps(json.loads(line) | MORE, separators=(",", ":")) for line in text.splitlines()]
+            path.write_text("".join(f"{line}\n" for line in lines))
+            yield path
 
 
 async def test_one_that_was_stopped_starts_with_its_disks(last: Path, chv: Path, place: Place) -> None:
