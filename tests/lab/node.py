@@ -64,6 +64,8 @@ FAULT = re.compile(
     r"|Kernel panic - not syncing: (?!Attempted to kill init|Out of memory|System is deadlocked on memory|VFS:"
     r"|No working init|Requested init|sysrq)"
 )
+# What a test's report shows of a guest in the node that came to the same end, or to none: it never said a word.
+_GUEST_FAULT = re.compile(rf"^E\s.*(?:{FAULT.pattern}).*$|^E\s+console: (?:b'')?$", re.MULTILINE)
 TRACE_S = 2.0  # for the kernel to say where it was
 # Or that handler cannot even say so. QEMU knows; a kernel that restarts by itself has panicked aloud before.
 TRIPLE_FAULT = "Triple fault"
@@ -233,6 +235,12 @@ def _boot(images: image.Images, booted: Path, work: Path, timeout_s: float, tell
         raise RoundError(f"the node's QEMU ended with {process.returncode}")
     if not panicked and _reset_by_itself(work / "resets"):
         raise NodeFaultError("the node was reset: a CPU could not enter its handler for faults")
+
+
+def guest_fault(failure: str) -> str:
+    """By which line the report of a failed test tells that the emulator has lost a guest; "" when none does."""
+    found = _GUEST_FAULT.search(failure)
+    return " ".join(found[0].split()[1:]) if found else ""
 
 
 def _reset_by_itself(resets: Path) -> bool:

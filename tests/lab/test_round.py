@@ -69,6 +69,9 @@ def test_what_only_the_node_can_show(
 
     try:
         done = run(tmp_path / "first")
+        for inner in outcomes(done.files / "junit.xml") if done.rc == FAILED_TESTS else ():
+            if fault := node.guest_fault(inner.text if inner.outcome == "failed" else ""):
+                raise node.NodeFaultError(f"a guest in it is lost: {inner.name}: {fault}")
     except node.NodeFaultError as exc:
         retries = 1
         warnings.warn(f"the lab's round was done again: {exc}", stacklevel=1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.lab.node import FAULT
+from tests.lab.node import FAULT, guest_fault
 
 WORDS = [
     ("[  52.1] watchdog: BUG: soft lockup - CPU#3 stuck for 26s! [kvm:352]", True),
@@ -29,3 +29,31 @@ WORDS = [
 @pytest.mark.parametrize(("line", "emulator"), WORDS)
 def test_only_what_a_nested_guest_s_cpu_loses_is_the_emulators_fault(line: str, emulator: bool) -> None:
     assert bool(FAULT.search(line)) == emulator
+
+
+REPORT = """\
+    def test_a_guest_reads(kvm_host: KvmHost) -> None:
+>       one.until_line("Kernel panic - not syncing: stack-protector: x")
+E       AssertionError: waited 90 s for 1 x 'ready' on the console
+E         console: {console}
+E         stderr: vmm: started
+tests/integration/machines.py:140: AssertionError
+"""
+LOST = [
+    ("", "console:"),
+    ("b''", "console: b''"),
+    ("[ 1.1] Oops: 0000 [#1] PREEMPT SMP", "console: [ 1.1] Oops: 0000 [#1] PREEMPT SMP"),
+    (
+        "booting\nE         [ 3.0] watchdog: BUG: soft lockup - CPU#0 stuck",
+        "[ 3.0] watchdog: BUG: soft lockup - CPU#0 stuck",
+    ),
+    ("chv test guest: up", ""),
+    ("b'chv test guest: up'", ""),
+    ("[ 2.0] Kernel panic - not syncing: sysrq triggered crash", ""),
+    ("[ 2.0] Kernel panic - not syncing: VFS: Unable to mount root fs", ""),
+]
+
+
+@pytest.mark.parametrize(("console", "shown"), LOST)
+def test_a_guest_whose_kernel_is_lost_or_never_says_a_word_is_the_emulators_fault_too(console: str, shown: str) -> None:
+    assert guest_fault(REPORT.format(console=console)) == shown
