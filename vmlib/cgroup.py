@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vmlib import cpuset
+from vmlib import cpuset, process
 from vmlib.errors import HostError
+from vmlib.process import Identity
 
 _TOP_V2 = "chv.slice"
 _TOP_V1 = "chv"
 _TOP = re.compile(r"chv(-[a-z0-9]+)*(\.slice)?")
 _MARK = "trusted.chv"  # an extended attribute, as systemd has them on its own groups
+_HOLDER = "trusted.chv-holder"
 _CPUSET_FILES = ("cpuset.cpus", "cpuset.cpus.partition", "*/*/cpuset.cpus", "*/vmm/cpuset.mems", "*/vmm/*/cpuset.cpus")
 _CONTROLLERS = ("cpuset", "cpu", "memory", "pids")
 _SHARES = (2, 262144)  # v1's least and most
@@ -233,12 +235,40 @@ def marked(key: str = "*") -> list[tuple[Path, str]]:
     return found
 
 
+def hold(top: Path, who: Identity, data_dir: Path) -> None:
+    """Note on our topmost group whose the partition is that it is; without such notes it is anybody's of ours."""
+    words = f"{who.pid} {who.start_time} {data_dir}".encode()
+    with contextlib.suppress(OSError):
+        if _attribute(top, _HOLDER) != words:
+            os.setxattr(top, _HOLDER, words)
+
+
+def held_by_other(top: Path, data_dir: Path) -> Path | None:
+    """The data directory of the living process that holds that partition, when it is not `data_dir`."""
+    try:
+        pid, start_time, directory = _attribute(top, _HOLDER).decode(errors="replace").split(" ", 2)
+        who = Identity(int(pid), int(start_time))
+    except (OSError, ValueError):
+        return None
+    return Path(directory) if Path(directory) != data_dir and process.alive(who) else None
+
+
 def cpuset_files(layout: CgroupLayout) -> list[Path]:
     """What can be written to take a machine off its CPUs and memory nodes: its groups', and those of its threads."""
     if layout.cpuset is None:
         return []
     tops = filter(lambda path: _TOP.fullmatch(path.name), sorted(layout.cpuset.parent.glob("chv*")))
     return [file for top in tops for pattern in _CPUSET_FILES for file in sorted(top.glob(pattern))]
+
+
+def _attribute(path: Path, name: str) -> bytes:
+    """Empty when it has none. Raises OSError."""
+    try:
+        return os.getxattr(path, name)
+    except OSError as exc:
+        if exc.errno != errno.ENODATA:
+            raise
+        return b""
 
 
 def weight_of(shares: int) -> int:

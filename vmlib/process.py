@@ -45,6 +45,13 @@ def identify(pid: int) -> Identity | None:
     return None if fields is None else Identity(pid, int(fields[19]))
 
 
+def itself() -> Identity:
+    """The identity of this process."""
+    who = identify(os.getpid())
+    assert who is not None
+    return who
+
+
 def alive(who: Identity) -> bool:
     """True while that very process runs. One that ended and waits for its parent counts as gone."""
     fields = stat_fields(who.pid)

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from tests.guest.build import Guest
 from tests.integration.machines import READY, Running
 from tests.integration.nodes import Node, kinds, told
 from tests.lab.conftest import KvmHost
-from vmlib import cpuset
-from vmlib.cgroup import paths_for, read_layout
+from vmlib import cpuset, process
+from vmlib.cgroup import hold, paths_for, read_layout
 from vmlib.cores.plan import Policy
 from vmlib.errors import HostError
 from vmlib.paths import run_key
@@ -130,6 +132,43 @@ def test_a_partition_waits_for_machines_from_before_it_and_does_them_no_harm(kvm
     assert kvm_host.machines.cores.partition() == ""  # given back
     assert kvm_host.machines.cores.reconcile() == []
     two.machine.destroy()
+
+
+@pytest.fixture
+def agent_beside() -> Iterator["subprocess.Popen[bytes]"]:
+    """For the plugin of another agent on this host."""
+    with subprocess.Popen(["sleep", "1000"]) as sleeping:
+        yield sleeping
+        sleeping.kill()
+
+
+def test_a_partition_of_another_agent_that_lives_is_left_alone(
+    kvm_host: KvmHost, agent_beside: "subprocess.Popen[bytes]", short_dir: Path
+) -> None:
+    top = read_layout().cpuset
+    who = process.identify(agent_beside.pid)
+    assert top is not None
+    assert who is not None
+    without = Policy(usable=frozenset({0, 1, 2, 3}), dedicated=frozenset({4, 5, 6, 7}), dedicated_only=True)
+    kvm_host.policy = replace(without, partition="root")
+    assert kvm_host.machines.cores.partition() == ""
+    hold(top, who, short_dir / "theirs")
+
+    smaller = replace(kvm_host.policy, dedicated=frozenset({6, 7}), usable=frozenset(range(6)))
+    for policy, said in ((without, ""), (smaller, f"is held for data directory {short_dir / 'theirs'}")):
+        kvm_host.policy = policy
+        assert said in kvm_host.machines.cores.partition()
+        assert cpuset.read_partition(top) == "root"
+        assert cpuset.read_cpus(top)[1] == {4, 5, 6, 7}
+
+    agent_beside.kill()
+    agent_beside.wait()
+    kvm_host.policy = smaller
+    assert kvm_host.machines.cores.partition() == ""
+    assert cpuset.read_cpus(top)[1] == {6, 7}
+    kvm_host.policy = without
+    assert kvm_host.machines.cores.partition() == ""
+    assert cpuset.read_partition(top) == "member"
 
 
 async def test_the_embedded_host_runs_a_machine_on_cores_of_one_node(guest: Guest, chv: Path, short_dir: Path) -> None:

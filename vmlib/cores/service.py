@@ -158,13 +158,15 @@ class Cores:
     def partition(self) -> str:
         """Make the partition that the operator asked for, or give back one that is no longer wanted.
 
+        One that a living process of another data directory holds, such as another agent's plugin, is left as it is.
         Returns what is wrong with it in the kernel's words or ours; "" when all is well.
         """
         host, top = self.host(), cgroup.read_layout().cpuset
         state = "" if top is None else cpuset.read_partition(top)
         try:
+            other = None if top is None or state in ("", "member") else cgroup.held_by_other(top, self._layout.data_dir)
             if not host.policy.partition:
-                if top is not None and state not in ("", "member") and self._settings.rules:
+                if top is not None and state not in ("", "member") and self._settings.rules and other is None:
                     cpuset.set_partition(top, (), "")
                 return ""
             if top is None or cgroup.read_layout().kind != "v2":
@@ -172,9 +174,13 @@ class Cores:
             if not host.policy.dedicated or host.dedicated != host.policy.dedicated:
                 # More than the kernel's "invalid (not exclusive)", which it has become or is about to, would tell.
                 return f"the scheduler shares out CPU {format_cpus(host.policy.dedicated - host.dedicated)} of it"
+            if other is not None:
+                return f"the host's partition is held for data directory {other}, expected one agent with one"
             if state != host.policy.partition and (why := self._strangers_inside(host, top)):
                 return why
             cpuset.set_partition(top, host.dedicated, host.policy.partition)
+            if self._settings.rules:
+                cgroup.hold(top, process.itself(), self._layout.data_dir)
         except HostError as exc:
             return state if "invalid" in state else str(exc)
         return ""
