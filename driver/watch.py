@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 _SLOW_LOOK_S = 4.0
 _SETTLE_S = 0.05  # one change of the scheduler's is several writes
+_LONGEST_SETTLE_S = 2.0
 _EVENTS = MODIFY | CLOSE_WRITE | CREATE | DELETE
 
 
@@ -49,6 +50,7 @@ class CoresWatch:
             asyncio.get_running_loop().add_reader(self._inotify.fd, self._on_write)
         except OSError as exc:
             log.warning("cpuset files are not watched, only looked at every %g s: %s", _SLOW_LOOK_S, exc)
+        settle_s = _SETTLE_S
         while True:
             self._due.clear()
             await self._follow()
@@ -57,15 +59,17 @@ class CoresWatch:
                     self._tell(notice)
             except Exception:  # the top of a background task: a bad look must not end the watch
                 log.exception("look at the cores failed")
+            self._on_write()
+            # A repair writes, too. One that fails would be tried again at once, and for ever.
+            settle_s = min(settle_s * 2, _LONGEST_SETTLE_S) if self._due.is_set() else _SETTLE_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SLOW_LOOK_S):
                     await self._due.wait()
-                await asyncio.sleep(_SETTLE_S)
+                await asyncio.sleep(settle_s)
 
     def _on_write(self) -> None:
-        assert self._inotify is not None
-        self._inotify.read()  # what it was does not matter: a look sees everything
-        self._due.set()
+        if self._inotify is not None and self._inotify.read():  # what it was does not matter: a look sees everything
+            self._due.set()
 
     async def _follow(self) -> None:
         """Watch what is there now; a directory that was made anew has lost its watch. The slow look does without."""

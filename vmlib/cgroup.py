@@ -236,7 +236,7 @@ def marked(key: str = "*") -> list[tuple[Path, str]]:
 
 
 def hold(top: Path, who: Identity, data_dir: Path) -> None:
-    """Note on our topmost group whose the partition is that it is; without such notes it is anybody's of ours."""
+    """Note on our topmost group for whom it is a partition. A kernel that takes no note lets any of ours have it."""
     words = f"{who.pid} {who.start_time} {data_dir}".encode()
     with contextlib.suppress(OSError):
         if _attribute(top, _HOLDER) != words:

@@ -70,7 +70,10 @@ def _attach(machine: Machine, keyboard: Keyboard, *, write: bool, take: bool = F
 
 
 def _again(machine: Machine, keyboard: Keyboard, *, write: bool) -> Console | None:
-    """The console of a machine whose keeper let go of us; None when the machine has ended, or nobody keeps it."""
+    """The console of a machine whose keeper let go of us; None when the machine has ended, or nobody keeps it.
+
+    It looks again and again: with its keeper gone, there is nobody who could tell.
+    """
     deadline = time.monotonic() + _AGAIN_S
     while machine.running() and time.monotonic() < deadline:
         with contextlib.suppress(HypervisorError):

@@ -52,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
             break
         if time.monotonic() > deadline:
             raise HypervisorError(f"{name}: whoever sees to it does not remove it{how_it_ended(machine)}")
-        time.sleep(0.05)
+        time.sleep(0.05)  # whoever has the lock may remove it as well, and either is fine
     print(f"chv: {name} is gone", file=sys.stderr)
     return 0

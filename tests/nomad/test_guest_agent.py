@@ -159,7 +159,7 @@ def test_a_person_has_a_terminal_that_may_change_its_size(inside: Guest) -> None
         terminal.until(rb"44 120\r\n")
         terminal.type("sleep 600\r")
         terminal.until(rb"sleep 600")
-        time.sleep(1)
+        time.sleep(1)  # what came is its echo: the shell has yet to run it
         terminal.type("\x03")
         terminal.type("echo interrupted with $?; exit 5\r")
         terminal.until(rb"interrupted with 130\r\n")
@@ -263,7 +263,6 @@ def test_stats_and_console_are_there_beside_it(inside: Guest) -> None:
     shown = inside.agent.command("alloc", "status", "-stats", inside.alloc).stdout
     assert re.search(r"[1-9]\d*(\.\d+)? MiB", shown), shown
     with contextlib.closing(Terminal(inside, "console", rows=24, cols=80)) as terminal:
-        time.sleep(1)
         terminal.type("\r")
         terminal.until(rb"login:")
         terminal.type("\x1d")

@@ -164,9 +164,10 @@ class Cores:
         host, top = self.host(), cgroup.read_layout().cpuset
         state = "" if top is None else cpuset.read_partition(top)
         try:
-            other = None if top is None or state in ("", "member") else cgroup.held_by_other(top, self._layout.data_dir)
+            stands = top is not None and state not in ("", "member")
+            other = cgroup.held_by_other(top, self._layout.data_dir) if top is not None and stands else None
             if not host.policy.partition:
-                if top is not None and state not in ("", "member") and self._settings.rules and other is None:
+                if top is not None and stands and self._settings.rules and other is None:
                     cpuset.set_partition(top, (), "")
                 return ""
             if top is None or cgroup.read_layout().kind != "v2":
